@@ -16,7 +16,9 @@ pub struct HumanDuration(pub Duration);
 pub enum ParseUnitError {
     #[error("`{0}` is not a size: write a whole number with a unit, like \"512MiB\" or \"2GiB\"")]
     Size(String),
-    #[error("`{0}` is not a duration: write a whole number with a unit, like \"90s\", \"10min\" or \"7d\"")]
+    #[error(
+        "`{0}` is not a duration: write a whole number with a unit, like \"90s\", \"10min\" or \"7d\""
+    )]
     Duration(String),
 }
 

@@ -1,1 +1,137 @@
-//! store-api
+//! The journal: what this installation remembers about sessions, work items, tool calls and
+//! sandboxes, and the contract that every store passes.
+//!
+//! Everything that happens to a session is a [`Change`]. A batch of changes is applied in one
+//! durable transaction, and only by the session's present owner: each batch names the owner's
+//! generation and fails with [`StoreError::NotOwner`] when it has moved on.
+//!
+//! **Invariant:** when a method returns `Ok`, what it wrote survives a power cut.
+//! **Invariant:** times are the store's own; no caller passes one in.
+
+#![forbid(unsafe_code)]
+
+mod call;
+mod change;
+pub mod contract;
+mod log;
+mod session;
+mod work;
+
+use async_trait::async_trait;
+use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
+
+pub use call::{CallEnd, CallRecord, CallState, NewCall, StartedAt};
+pub use change::Change;
+pub use log::{LogEntry, LogEvent};
+pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord};
+pub use work::{NewWork, Sealed, WorkEnd, WorkPhase, WorkRecord};
+
+/// Pages of lists are at most this long, whatever is asked for.
+pub const PAGE_MAX: u32 = 1_000;
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Records that a work item is about to be acknowledged, before it is. Idempotent per work
+    /// id: an item offered again replaces its token and starts over at [`WorkPhase::Claiming`].
+    /// Creates the session's row if it is new; refuses a session known under another environment.
+    async fn claim_work(&self, work: &NewWork) -> Result<(), StoreError>;
+
+    /// Makes `node` the owner of the session under a new generation. Whoever held the generation
+    /// before cannot write any more.
+    async fn take_session(
+        &self,
+        session: &SessionId,
+        node: &NodeId,
+    ) -> Result<Generation, StoreError>;
+
+    /// Applies the changes in order, all or none.
+    async fn apply(
+        &self,
+        session: &SessionId,
+        generation: Generation,
+        changes: &[Change],
+    ) -> Result<(), StoreError>;
+
+    async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError>;
+
+    /// Newest activity first.
+    async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRecord>, StoreError>;
+
+    async fn work(&self, work: &WorkId) -> Result<Option<WorkRecord>, StoreError>;
+
+    /// The items of `node` that have not ended: what a restart resumes.
+    async fn open_work(&self, node: &NodeId) -> Result<Vec<WorkRecord>, StoreError>;
+
+    async fn call(&self, call: &CallId) -> Result<Option<CallRecord>, StoreError>;
+
+    /// The call that answers a tool use of this session, if it was ever received.
+    async fn call_for(
+        &self,
+        session: &SessionId,
+        tool_use: &ToolUseId,
+    ) -> Result<Option<CallRecord>, StoreError>;
+
+    /// In the order they were received, those after `after` (by [`CallRecord::seq`]).
+    async fn calls(
+        &self,
+        session: &SessionId,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<CallRecord>, StoreError>;
+
+    /// The calls of a session that are not settled: received, started, or finished and unposted.
+    async fn open_calls(&self, session: &SessionId) -> Result<Vec<CallRecord>, StoreError>;
+
+    /// The session's log in order, the entries after `after`.
+    async fn log(
+        &self,
+        session: &SessionId,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<LogEntry>, StoreError>;
+
+    /// Forgets what is older than `before`: ended sessions with everything about them, and log
+    /// entries of live ones. Open calls are never forgotten. Returns how many rows went.
+    async fn prune(&self, before: Timestamp) -> Result<u64, StoreError>;
+
+    /// The store's clock.
+    async fn now(&self) -> Result<Timestamp, StoreError>;
+}
+
+/// Which sessions to list.
+#[derive(Clone, Debug)]
+pub struct SessionFilter {
+    /// Sessions that have not ended or failed, only.
+    pub open_only: bool,
+    /// Those this node owns, only.
+    pub owner: Option<NodeId>,
+    pub limit: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("session {session} is no longer owned under generation {generation}")]
+    NotOwner { session: SessionId, generation: Generation },
+    #[error("no session {0}")]
+    NoSuchSession(SessionId),
+    #[error("session {session} belongs to environment {known}, not {offered}")]
+    WrongEnvironment {
+        session: SessionId,
+        known: base_types::EnvironmentId,
+        offered: base_types::EnvironmentId,
+    },
+    /// The tenant is fixed at the first claim.
+    #[error("session {session} belongs to tenant {known}; it is now reported as {offered}")]
+    TenantChanged { session: SessionId, known: base_types::TenantId, offered: base_types::TenantId },
+    #[error("{change}: {why}")]
+    Refused { change: &'static str, why: String },
+    /// A row that this version cannot read: written by a later one, or damaged.
+    #[error("{what} {id} cannot be read: {why}")]
+    Unreadable { what: &'static str, id: String, why: String },
+    #[error("{action}")]
+    Database {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,129 @@
+//! Everything that can happen to a session, as the journal records it.
+
+use base_types::{CallId, Epoch, WorkId};
+
+use crate::{CallEnd, Identity, LogEvent, NewCall, Phase, SandboxRecord, WorkEnd};
+
+/// One step of a session's life. A store refuses a step that does not follow from the state
+/// before it ([`crate::StoreError::Refused`]): a call is started once, finished once, settled once.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The brain took the acknowledgement.
+    WorkAcked {
+        work: WorkId,
+    },
+    /// A heartbeat is about to leave.
+    BeatIntended {
+        work: WorkId,
+    },
+    /// Its answer came.
+    Beat {
+        work: WorkId,
+        last: String,
+        ttl_ms: Option<u64>,
+    },
+    WorkEnded {
+        work: WorkId,
+        why: WorkEnd,
+    },
+
+    /// The session was fetched from the brain. Refused if it names another tenant or profile than
+    /// the one recorded.
+    Identified(Box<Identity>),
+    Phase(Phase),
+    /// The sandbox as it now is; the whole record.
+    Sandbox(SandboxRecord),
+
+    /// A tool call came in. Refused if the session has a call for this tool use already.
+    CallReceived(Box<NewCall>),
+    /// It is about to be sent to where it runs. From here on it may have run.
+    CallStarted {
+        call: CallId,
+        epoch: Option<Epoch>,
+    },
+    /// Its result is decided. Allowed from received (answered without running) and from started.
+    CallFinished {
+        call: CallId,
+        end: CallEnd,
+    },
+    /// The brain has the result (`refused: None`), or answered that it will never take it.
+    CallSettled {
+        call: CallId,
+        refused: Option<u16>,
+    },
+
+    /// A line of the session's log that changes nothing else.
+    Note(LogEvent),
+}
+
+impl Change {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Change::WorkAcked { .. } => "work acked",
+            Change::BeatIntended { .. } => "beat intended",
+            Change::Beat { .. } => "beat",
+            Change::WorkEnded { .. } => "work ended",
+            Change::Identified(_) => "identified",
+            Change::Phase(_) => "phase",
+            Change::Sandbox(_) => "sandbox",
+            Change::CallReceived(_) => "call received",
+            Change::CallStarted { .. } => "call started",
+            Change::CallFinished { .. } => "call finished",
+            Change::CallSettled { .. } => "call settled",
+            Change::Note(_) => "note",
+        }
+    }
+
+    /// The line this change adds to the session's log. Heartbeats add none: they would drown the
+    /// rest.
+    pub fn log_event(&self) -> Option<LogEvent> {
+        Some(match self {
+            Change::BeatIntended { .. } | Change::Beat { .. } => return None,
+            Change::WorkAcked { work } => LogEvent::WorkClaimed { work: work.clone() },
+            Change::WorkEnded { work, why } => {
+                LogEvent::WorkEnded { work: work.clone(), why: *why }
+            }
+            Change::Identified(identity) => LogEvent::Identified {
+                profile: identity.profile.clone(),
+                tenant: identity.tenant.clone(),
+                unserved: identity.unserved.clone(),
+            },
+            Change::Phase(phase) => LogEvent::Phase(phase.clone()),
+            Change::Sandbox(sandbox) => LogEvent::Sandbox {
+                sandbox: sandbox.id.clone(),
+                epoch: sandbox.epoch,
+                state: sandbox.state,
+            },
+            Change::CallReceived(call) => LogEvent::CallReceived {
+                call: call.id.clone(),
+                tool_use: call.tool_use.clone(),
+                tool: call.tool.clone(),
+                input: bounded_input(&call.input),
+            },
+            Change::CallStarted { call, epoch } => {
+                LogEvent::CallStarted { call: call.clone(), epoch: *epoch }
+            }
+            Change::CallFinished { call, end } => LogEvent::CallFinished {
+                call: call.clone(),
+                is_error: end.is_error,
+                summary: end.summary.clone(),
+                exit_code: end.exit_code,
+            },
+            Change::CallSettled { call, refused } => {
+                LogEvent::CallSettled { call: call.clone(), refused: *refused }
+            }
+            Change::Note(event) => event.clone(),
+        })
+    }
+}
+
+/// The log shows what was asked, not whole files: longer inputs are in the call's own record.
+pub const LOG_INPUT_CHARS_MAX: usize = 500;
+
+fn bounded_input(input: &serde_json::Value) -> String {
+    let text = input.to_string();
+    match text.char_indices().nth(LOG_INPUT_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
