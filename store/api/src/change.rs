@@ -46,6 +46,9 @@ pub enum Change {
         call: CallId,
         end: CallEnd,
     },
+    /// The brain found the result too large (413): from here on this shorter body is what is
+    /// posted. Allowed once, from finished.
+    CallShortened { call: CallId, body: Vec<u8> },
     /// The brain has the result (`refused: None`), or answered that it will never take it.
     CallSettled {
         call: CallId,
@@ -69,6 +72,7 @@ impl Change {
             Change::CallReceived(_) => "call received",
             Change::CallStarted { .. } => "call started",
             Change::CallFinished { .. } => "call finished",
+            Change::CallShortened { .. } => "call shortened",
             Change::CallSettled { .. } => "call settled",
             Change::Note(_) => "note",
         }
@@ -108,6 +112,9 @@ impl Change {
                 is_error: end.is_error,
                 summary: end.summary.clone(),
                 exit_code: end.exit_code,
+            },
+            Change::CallShortened { call, .. } => LogEvent::Warning {
+                text: format!("the brain found the result of {call} too large; a shorter one is posted"),
             },
             Change::CallSettled { call, refused } => {
                 LogEvent::CallSettled { call: call.clone(), refused: *refused }

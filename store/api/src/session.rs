@@ -86,6 +86,10 @@ pub struct SandboxRecord {
     pub tier: String,
     pub epoch: Epoch,
     pub state: SandboxState,
+    /// What the model must still be told about this epoch, with its next result: that processes
+    /// are gone, that files are. Cleared in the batch that finishes the call which told it.
+    #[serde(default)]
+    pub untold: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
