@@ -1,0 +1,117 @@
+//! What the composition root hands in, and the small types that cross this crate's border.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base_types::{AgentId, Clock, EnvironmentId, NodeId, ProfileName, Timestamp, TenantId};
+use brain_api::Brain;
+use sandbox_api::{SandboxDriver, Tier};
+use store_api::Store;
+use tools_api::{Tool, ToolLimits};
+
+use crate::seal::Sealer;
+
+/// Everything that serving needs. `Hands::build` takes it and names no implementation.
+pub struct HandsParts {
+    pub node: NodeId,
+    pub store: Arc<dyn Store>,
+    pub environments: Vec<EnvironmentParts>,
+    pub driver: Arc<dyn SandboxDriver>,
+    pub tools: Vec<Arc<dyn Tool>>,
+    pub profiles: Arc<dyn Profiles>,
+    pub sealer: Sealer,
+    pub clock: Arc<dyn Clock>,
+    pub timeouts: Timeouts,
+}
+
+/// One environment to serve.
+pub struct EnvironmentParts {
+    pub brain: Arc<dyn Brain>,
+    pub tenancy: Tenancy,
+    /// Sessions of this environment served at the same time.
+    pub concurrency_max: usize,
+}
+
+/// Where a session's tenant comes from.
+#[derive(Clone, Debug)]
+pub struct Tenancy {
+    pub tenant: TenantId,
+    /// The session-metadata key that names the tenant instead; a session without it is of
+    /// [`Self::tenant`].
+    pub metadata_key: Option<String>,
+}
+
+/// Profile rules, and what they choose.
+pub trait Profiles: Send + Sync + 'static {
+    /// The profile of a new session.
+    fn choose(&self, facts: &SessionFacts<'_>) -> Chosen;
+
+    /// The shape of a profile, `None` when the configuration no longer has it.
+    fn shape(&self, profile: &ProfileName) -> Option<Shape>;
+}
+
+/// What a rule may look at. Title and agent name are not among it: anyone may choose those.
+pub struct SessionFacts<'a> {
+    pub environment: &'a EnvironmentId,
+    pub tenant: &'a TenantId,
+    pub agent: Option<&'a AgentId>,
+    pub metadata: &'a BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub profile: ProfileName,
+    /// Which rule chose it, for the reader.
+    pub by: String,
+}
+
+/// What the session driver needs of a profile; limits are the launcher's to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub tier: Tier,
+    /// The image's name, looked up when the session's first sandbox is made.
+    pub image: String,
+    pub tools: ToolLimits,
+    /// How long processes outlive the work item.
+    pub keep_running: Duration,
+    /// How long the volume outlives the last activity.
+    pub retain: Duration,
+}
+
+/// The waits of design §5 that do not belong to a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A turn is over and nothing is outstanding for this long: the item is stopped.
+    pub idle: Duration,
+    /// A guest agent that answers nothing for this long is dead.
+    pub agent_silent: Duration,
+    /// How long a shutdown waits for running calls.
+    pub drain: Duration,
+    /// How long one heartbeat request may take before the next one is tried.
+    pub beat_attempt: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(60),
+            agent_silent: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+            beat_attempt: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How an environment is doing, for `doctor` and the API.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct EnvironmentStatus {
+    pub environment: EnvironmentId,
+    pub serving: usize,
+    pub concurrency_max: usize,
+    pub last_poll_at: Option<Timestamp>,
+    /// Why polling does not work at the moment, with its causes.
+    pub trouble: Option<String>,
+    /// The brain refused the key: polling has ended until a restart.
+    pub refused: bool,
+}
