@@ -1,0 +1,42 @@
+//! Entry points for coverage-guided fuzzing: any bytes, never a panic.
+
+use bytes::BytesMut;
+
+use crate::call::{CallSpec, CallState, OutputChunk};
+use crate::frame::take_message;
+use crate::wire::{Request, RequestBody, Response, ResponseBody};
+use crate::{FRAME_BYTES_MAX, REQUEST_BYTES_MAX, version};
+
+/// What the host does with bytes of a hostile agent.
+pub fn fuzz_response(bytes: &[u8]) {
+    let mut buffer = BytesMut::from(bytes);
+    while let Ok(Some(response)) = take_message::<Response>(&mut buffer, FRAME_BYTES_MAX) {
+        match response.body {
+            Some(ResponseBody::Hello(hello)) => drop(version::agree(&hello)),
+            Some(ResponseBody::State(state)) => drop(CallState::try_from(state)),
+            Some(ResponseBody::Output(output)) => drop(OutputChunk::accept(output, 0, 1 << 16)),
+            _ => {}
+        }
+    }
+}
+
+/// What the agent does with bytes of a broken host.
+pub fn fuzz_request(bytes: &[u8]) {
+    let mut buffer = BytesMut::from(bytes);
+    while let Ok(Some(request)) = take_message::<Request>(&mut buffer, REQUEST_BYTES_MAX) {
+        match request.body {
+            Some(RequestBody::Hello(hello)) => drop(version::agree(&hello)),
+            Some(RequestBody::Start(start)) => drop(CallSpec::try_from(start)),
+            _ => {}
+        }
+    }
+}
+
+/// Both directions at once: the first byte chooses.
+pub fn fuzz_frame(bytes: &[u8]) {
+    match bytes.split_first() {
+        Some((choice, rest)) if choice % 2 == 0 => fuzz_response(rest),
+        Some((_, rest)) => fuzz_request(rest),
+        None => {}
+    }
+}
