@@ -23,11 +23,15 @@ use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, Wo
 pub use call::{CallEnd, CallRecord, CallState, NewCall, StartedAt};
 pub use change::Change;
 pub use log::{LogEntry, LogEvent};
-pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord};
+pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord, Untold};
 pub use work::{NewWork, Sealed, WorkEnd, WorkPhase, WorkRecord};
 
 /// Pages of lists are at most this long, whatever is asked for.
 pub const PAGE_MAX: u32 = 1_000;
+
+/// A page of calls or of the log ends with the row that brings it to this size: results may be
+/// many megabytes each. So a page may be shorter than asked for; only an empty one is the end.
+pub const PAGE_BYTES_MAX: usize = 32 << 20;
 
 #[async_trait]
 pub trait Store: Send + Sync + 'static {

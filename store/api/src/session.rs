@@ -89,7 +89,17 @@ pub struct SandboxRecord {
     /// What the model must still be told about this epoch, with its next result: that processes
     /// are gone, that files are. Cleared in the batch that finishes the call which told it.
     #[serde(default)]
-    pub untold: Option<String>,
+    pub untold: Option<Untold>,
+}
+
+/// A loss that the model has not been told of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "lost", rename_all = "snake_case")]
+pub enum Untold {
+    /// A new epoch on the same files: shell state and background jobs are gone.
+    Processes { why: String },
+    /// A new, empty volume in the place of an old one.
+    Files { why: String },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
