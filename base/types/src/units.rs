@@ -110,7 +110,7 @@ fn write_largest_exact(
     units: &[(&str, u64)],
     smallest: &str,
 ) -> fmt::Result {
-    match units.iter().find(|(_, factor)| value >= *factor && value % factor == 0) {
+    match units.iter().find(|(_, factor)| value >= *factor && value.is_multiple_of(*factor)) {
         Some((unit, factor)) => write!(f, "{}{unit}", value / factor),
         None => write!(f, "{value}{smallest}"),
     }

@@ -1,0 +1,85 @@
+//! What is written beside a tree, and the image as its readers see it.
+
+use std::path::{Path, PathBuf};
+
+use base_types::{ImageId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// The only format this program writes; a later one is refused by name, not misread.
+pub(crate) const MANIFEST_FORMAT: u32 = 1;
+pub(crate) const MANIFEST_FILE: &str = "manifest.json";
+pub(crate) const ROOTFS_DIR: &str = "rootfs";
+/// An image of a distribution has some hundred packages: a larger manifest is not one of ours.
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 8 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    pub id: ImageId,
+    pub name: String,
+    /// The fingerprint of the [`crate::Recipe`] it was built from.
+    pub recipe: String,
+    /// `blake3:` and the digest of paths, kinds, modes, owners, contents, links and attributes.
+    pub checksum: String,
+    pub size_bytes: u64,
+    pub entries: u64,
+    pub built_at: Timestamp,
+    pub packages: Vec<Package>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    pub name: String,
+    pub version: String,
+}
+
+/// An image that is complete and in the cache.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub manifest: Manifest,
+    dir: PathBuf,
+}
+
+impl Image {
+    pub(crate) fn new(manifest: Manifest, dir: PathBuf) -> Self {
+        Self { manifest, dir }
+    }
+
+    pub fn id(&self) -> &ImageId {
+        &self.manifest.id
+    }
+
+    /// The tree. Only root can walk to it.
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join(ROOTFS_DIR)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// How many of the digest's hexadecimal digits name an image: 128 bits.
+const ID_DIGITS: usize = 32;
+
+pub(crate) fn id_of(checksum_hex: &str) -> ImageId {
+    ImageId::new(checksum_hex.chars().take(ID_DIGITS).collect::<String>())
+}
+
+/// An id becomes a file name, so it is nothing but what [`id_of`] makes.
+pub(crate) fn is_image_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_never_a_path() {
+        assert!(is_image_id(&"0a".repeat(16)));
+        for bad in ["", "..", "debian", &"0A".repeat(16), &"../a".repeat(8), &"a".repeat(33)] {
+            assert!(!is_image_id(bad), "{bad}");
+        }
+    }
+}

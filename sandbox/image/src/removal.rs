@@ -1,0 +1,105 @@
+//! Removing a half-built tree. It may still hold mounts of a build that was killed, and deleting
+//! through one of those would delete from the host.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{UnmountFlags, unmount};
+
+/// Unmounts what is mounted below `dir`, then removes it without leaving its file system.
+pub(crate) fn remove_tree(dir: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(dir) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for mount in mounts_below(dir)? {
+        unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+    }
+    if !metadata.is_dir() {
+        return fs::remove_file(dir);
+    }
+    refuse_other_devices(dir, metadata.dev())?;
+    fs::remove_dir_all(dir)
+}
+
+/// Deepest first, so that each can be unmounted.
+fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    // The path itself may be a link: it is removed, so it is not followed either.
+    let dir = match (dir.parent(), dir.file_name()) {
+        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => {
+            parent.canonicalize()?.join(name)
+        }
+        _ => dir.canonicalize()?,
+    };
+    let mut mounts: Vec<PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| PathBuf::from(unescape(field)))
+        .filter(|mount| mount.starts_with(&dir))
+        .collect();
+    mounts.reverse();
+    Ok(mounts)
+}
+
+/// The kernel writes blanks and backslashes of a path as three octal digits.
+fn unescape(field: &str) -> String {
+    let mut text = field.to_owned();
+    for (escaped, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        text = text.replace(escaped, plain);
+    }
+    text
+}
+
+/// A second look, for a mount that the table did not show.
+fn refuse_other_devices(dir: &Path, device: u64) -> io::Result<()> {
+    let mut pending = vec![dir.to_owned()];
+    while let Some(next) = pending.pop() {
+        for entry in fs::read_dir(&next)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.dev() != device {
+                let path = entry.path();
+                return Err(io::Error::other(format!("{} is a mount point", path.display())));
+            }
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_in_a_tree_survives_its_removal() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP what_is_mounted_in_a_tree_survives_its_removal: needs root to mount");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        let tree = dir.path().join("a tree");
+        let inner = tree.join("mounted");
+        fs::create_dir_all(&outside).unwrap();
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(outside.join("keep"), "kept").unwrap();
+        std::os::unix::fs::symlink("/nowhere", tree.join("dangling")).unwrap();
+        remove_tree(&tree.join("dangling")).unwrap();
+        std::os::unix::fs::symlink(&outside, tree.join("link")).unwrap();
+        if let Err(error) = rustix::mount::mount_bind(&outside, &inner) {
+            eprintln!("SKIP what_is_mounted_in_a_tree_survives_its_removal: bind mount: {error}");
+            return;
+        }
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+        assert_eq!(fs::read_to_string(outside.join("keep")).unwrap(), "kept");
+        remove_tree(&tree).unwrap();
+    }
+}

@@ -1,0 +1,256 @@
+//! The cache: which images there are, and who uses them.
+
+use std::cmp::Reverse;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use base_types::ImageId;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::manifest::{
+    Image, MANIFEST_BYTES_MAX, MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ROOTFS_DIR, is_image_id,
+};
+use crate::removal::remove_tree;
+use crate::tree::{TreeDigest, TreeError};
+
+/// Not hexadecimal, so never an image's id; the process id follows, for a person who looks.
+pub(crate) const BUILDING_PREFIX: &str = ".building-";
+/// A removal renames first, so that a removal that is killed is finished by the next build.
+const REMOVING_PREFIX: &str = ".building-removed-";
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    #[error("open the image cache {path}: name another with `--images DIR` or `SINEW_IMAGES`")]
+    Open { path: PathBuf, source: io::Error },
+    #[error(
+        "the image cache {path} can be written by others than its owner: run \
+         `chmod go-w {path}`, or name another with `--images DIR`"
+    )]
+    Writable { path: PathBuf },
+    #[error(
+        "the image cache {path} belongs to user {owner}, and root would run what is in it: run \
+         `chown root {path}`, or name another with `--images DIR`"
+    )]
+    Owner { path: PathBuf, owner: u32 },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GetImageError {
+    #[error("there is no image `{name}`: build it with `sinew image build`")]
+    Missing { name: String },
+    #[error("the manifest {path} is damaged: run `sinew image build --force`")]
+    Damaged { path: PathBuf, source: io::Error },
+    #[error("read the image cache")]
+    Store(#[from] OpenStoreError),
+    #[error("lock image {id} for use")]
+    Lock { id: ImageId, source: io::Error },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyImageError {
+    #[error(transparent)]
+    Get(#[from] GetImageError),
+    #[error("compute the checksum")]
+    Tree(#[from] TreeError),
+    #[error(
+        "image {id} is not what was built: its checksum is blake3:{found}, the manifest says \
+         {expected}; build it again with `sinew image build --force`"
+    )]
+    Differs { id: ImageId, expected: String, found: String },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveImageError {
+    #[error(transparent)]
+    Get(#[from] GetImageError),
+    #[error("image {id} is in use: stop the sandboxes that run from it first")]
+    InUse { id: ImageId },
+    #[error("remove image {id}")]
+    Remove { id: ImageId, source: io::Error },
+}
+
+/// Held by whoever runs sandboxes from an image; [`ImageStore::remove`] refuses meanwhile. The
+/// lock lives as long as any copy of its descriptor.
+#[derive(Debug)]
+pub struct UseLock(File);
+
+impl AsFd for UseLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    dir: PathBuf,
+}
+
+// === impl ImageStore ===
+
+impl ImageStore {
+    /// Makes the directory where it is missing. What root runs from it must be root's alone.
+    pub fn open(dir: &Path) -> Result<Self, OpenStoreError> {
+        let error = |source| OpenStoreError::Open { path: dir.to_owned(), source };
+        let is_new = !dir.exists();
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(error)?;
+        if is_new {
+            // Whatever the umask: an unprivileged `serve` reads the manifests.
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).map_err(error)?;
+        }
+        let metadata = fs::metadata(dir).map_err(error)?;
+        if metadata.mode() & 0o022 != 0 {
+            return Err(OpenStoreError::Writable { path: dir.to_owned() });
+        }
+        if rustix::process::geteuid().is_root() && metadata.uid() != 0 {
+            return Err(OpenStoreError::Owner { path: dir.to_owned(), owner: metadata.uid() });
+        }
+        let dir = dir.canonicalize().map_err(error)?;
+        Ok(Self { dir })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Every complete image, newest first. One with a damaged manifest is left out, with a
+    /// warning: it must not hide the others.
+    pub fn list(&self) -> Result<Vec<Image>, OpenStoreError> {
+        let error = |source| OpenStoreError::Open { path: self.dir.clone(), source };
+        let mut images = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(error)?.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str().filter(|name| is_image_id(name)) else { continue };
+            match self.read(id) {
+                Ok(manifest) => images.push(Image::new(manifest, entry.path())),
+                Err(error) => {
+                    tracing::warn!(image = id, %error, "image skipped: its manifest cannot be read");
+                }
+            }
+        }
+        images.sort_by_key(|image| Reverse(image.manifest.built_at));
+        Ok(images)
+    }
+
+    /// By id, or the newest of that name.
+    pub fn get(&self, name_or_id: &str) -> Result<Image, GetImageError> {
+        let missing = || GetImageError::Missing { name: name_or_id.to_owned() };
+        if is_image_id(name_or_id) {
+            let dir = self.dir.join(name_or_id);
+            return match self.read(name_or_id) {
+                Ok(manifest) => Ok(Image::new(manifest, dir)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing()),
+                Err(source) => {
+                    Err(GetImageError::Damaged { path: dir.join(MANIFEST_FILE), source })
+                }
+            };
+        }
+        self.list()?.into_iter().find(|image| image.manifest.name == name_or_id).ok_or_else(missing)
+    }
+
+    /// Tells other users of this cache that the image must stay.
+    pub fn lock_for_use(&self, id: &ImageId) -> Result<UseLock, GetImageError> {
+        let image = self.get(id.as_str())?;
+        let error = |source| GetImageError::Lock { id: id.clone(), source };
+        let rootfs = File::open(image.rootfs()).map_err(error)?;
+        flock(&rootfs, FlockOperation::NonBlockingLockShared).map_err(|e| error(e.into()))?;
+        Ok(UseLock(rootfs))
+    }
+
+    /// Reads the whole tree again: seconds, not milliseconds.
+    pub fn verify(&self, id: &ImageId) -> Result<Image, VerifyImageError> {
+        let image = self.get(id.as_str())?;
+        let digest = TreeDigest::of(&image.rootfs())?;
+        let found = format!("blake3:{}", digest.hex);
+        if found == image.manifest.checksum {
+            return Ok(image);
+        }
+        let expected = image.manifest.checksum.clone();
+        Err(VerifyImageError::Differs { id: id.clone(), expected, found: digest.hex })
+    }
+
+    /// Refused while any sandbox runs from it.
+    pub fn remove(&self, id: &ImageId) -> Result<(), RemoveImageError> {
+        self.get(id.as_str())?;
+        let error = |source| RemoveImageError::Remove { id: id.clone(), source };
+        let in_use = || RemoveImageError::InUse { id: id.clone() };
+        let removed = self.set_aside(id).map_err(error)?.ok_or_else(in_use)?;
+        match fs::remove_file(self.public_manifest(id.as_str())) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+            _ => {}
+        }
+        remove_tree(&removed).map_err(error)
+    }
+
+    /// Gives the image a name that no reader accepts; `None` while it is in use.
+    pub(crate) fn set_aside(&self, id: &ImageId) -> io::Result<Option<PathBuf>> {
+        let dir = self.dir.join(id.as_str());
+        // Held until after the rename, so that nobody begins to use it in between.
+        let _rootfs = match File::open(dir.join(ROOTFS_DIR)) {
+            Ok(rootfs) if flock(&rootfs, FlockOperation::NonBlockingLockExclusive).is_err() => {
+                return Ok(None);
+            }
+            Ok(rootfs) => Some(rootfs),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let aside = self.dir.join(format!("{REMOVING_PREFIX}{id}"));
+        remove_tree(&aside)?;
+        fs::rename(&dir, &aside)?;
+        Ok(Some(aside))
+    }
+
+    pub(crate) fn find(&self, name: &str, recipe: &str) -> Result<Option<Image>, OpenStoreError> {
+        let same = |image: &Image| image.manifest.name == name && image.manifest.recipe == recipe;
+        Ok(self.list()?.into_iter().find(same))
+    }
+
+    /// The manifest inside the image for root, the public one for everybody else.
+    fn read(&self, id: &str) -> io::Result<Manifest> {
+        match read_manifest(&self.dir.join(id).join(MANIFEST_FILE), id) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                read_manifest(&self.public_manifest(id), id)
+            }
+            result => result,
+        }
+    }
+
+    fn public_manifest(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+}
+
+/// Makes the manifest readable for those who cannot walk into the image. Done again for an image
+/// that is there already, since a crash may have come between the rename and this.
+pub(crate) fn publish(images: &Path, id: &ImageId) -> io::Result<()> {
+    let private = images.join(id.as_str()).join(MANIFEST_FILE);
+    let public = images.join(format!("{id}.json"));
+    match fs::remove_file(&public) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::hard_link(private, public)?,
+    }
+    File::open(images)?.sync_all()
+}
+
+fn read_manifest(path: &Path, id: &str) -> io::Result<Manifest> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(MANIFEST_BYTES_MAX + 1).read_to_string(&mut text)?;
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    if read as u64 > MANIFEST_BYTES_MAX {
+        return Err(invalid(format!("larger than {MANIFEST_BYTES_MAX} bytes")));
+    }
+    let manifest: Manifest = serde_json::from_str(&text)?;
+    if manifest.format != MANIFEST_FORMAT {
+        return Err(invalid(format!("format {} is not known", manifest.format)));
+    }
+    if manifest.id.as_str() != id {
+        return Err(invalid(format!("it is the manifest of {}", manifest.id)));
+    }
+    let rootfs = path.with_file_name(ROOTFS_DIR);
+    if path.ends_with(MANIFEST_FILE) && !rootfs.is_dir() {
+        return Err(invalid("the tree beside it is missing".to_owned()));
+    }
+    Ok(manifest)
+}
