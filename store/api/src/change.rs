@@ -48,7 +48,10 @@ pub enum Change {
     },
     /// The brain found the result too large (413): from here on this shorter body is what is
     /// posted. Allowed once, from finished.
-    CallShortened { call: CallId, body: Vec<u8> },
+    CallShortened {
+        call: CallId,
+        body: Vec<u8>,
+    },
     /// The brain has the result (`refused: None`), or answered that it will never take it.
     CallSettled {
         call: CallId,
@@ -76,6 +79,11 @@ impl Change {
             Change::CallSettled { .. } => "call settled",
             Change::Note(_) => "note",
         }
+    }
+
+    /// A heartbeat: it changes what is known of the lease, and is not activity of the session.
+    pub fn is_beat(&self) -> bool {
+        matches!(self, Change::BeatIntended { .. } | Change::Beat { .. })
     }
 
     /// The line this change adds to the session's log. Heartbeats add none: they would drown the
@@ -114,7 +122,9 @@ impl Change {
                 exit_code: end.exit_code,
             },
             Change::CallShortened { call, .. } => LogEvent::Warning {
-                text: format!("the brain found the result of {call} too large; a shorter one is posted"),
+                text: format!(
+                    "the brain found the result of {call} too large; a shorter one is posted"
+                ),
             },
             Change::CallSettled { call, refused } => {
                 LogEvent::CallSettled { call: call.clone(), refused: *refused }

@@ -1,1 +1,142 @@
-//! store-sql
+//! The journal in SQL. SQLite is the embedded default; every statement is written so that
+//! PostgreSQL takes it too, and what must differ is in [`dialect`].
+//!
+//! **Invariant:** each method of the contract that writes is one transaction, committed with a
+//! sync of the log before it returns. Dropping its future before then leaves either all of it or
+//! nothing.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod calls;
+mod claim;
+mod dialect;
+mod open;
+mod prune;
+mod read;
+mod rows;
+mod sessions;
+mod work;
+
+use async_trait::async_trait;
+use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
+use sqlx::SqlitePool;
+use store_api::{
+    CallRecord, Change, LogEntry, NewWork, SessionFilter, SessionRecord, Store, StoreError,
+    WorkRecord,
+};
+
+pub use open::OpenError;
+
+/// The journal in one SQLite file.
+#[derive(Clone, Debug)]
+pub struct SqlStore {
+    /// One connection: SQLite has one writer, and waiting here is fair where its lock is not.
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqlStore {
+    /// Waits for what is running and closes the file.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+#[async_trait]
+impl Store for SqlStore {
+    async fn claim_work(&self, work: &NewWork) -> Result<(), StoreError> {
+        let mut transaction = self.writer.begin().await.map_err(failed("claim work"))?;
+        claim::claim_work(&mut transaction, work).await?;
+        transaction.commit().await.map_err(failed("claim work"))
+    }
+
+    async fn take_session(
+        &self,
+        session: &SessionId,
+        node: &NodeId,
+    ) -> Result<Generation, StoreError> {
+        claim::take_session(&self.writer, session, node).await
+    }
+
+    async fn apply(
+        &self,
+        session: &SessionId,
+        generation: Generation,
+        changes: &[Change],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.writer.begin().await.map_err(failed("apply changes"))?;
+        apply::apply(&mut transaction, session, generation, changes).await?;
+        transaction.commit().await.map_err(failed("apply changes"))
+    }
+
+    async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError> {
+        read::session(&self.readers, session).await
+    }
+
+    async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRecord>, StoreError> {
+        read::sessions(&self.readers, filter).await
+    }
+
+    async fn work(&self, work: &WorkId) -> Result<Option<WorkRecord>, StoreError> {
+        read::work(&self.readers, work).await
+    }
+
+    async fn open_work(&self, node: &NodeId) -> Result<Vec<WorkRecord>, StoreError> {
+        read::open_work(&self.readers, node).await
+    }
+
+    async fn call(&self, call: &CallId) -> Result<Option<CallRecord>, StoreError> {
+        read::call(&self.readers, call).await
+    }
+
+    async fn call_for(
+        &self,
+        session: &SessionId,
+        tool_use: &ToolUseId,
+    ) -> Result<Option<CallRecord>, StoreError> {
+        read::call_for(&self.readers, session, tool_use).await
+    }
+
+    async fn calls(
+        &self,
+        session: &SessionId,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<CallRecord>, StoreError> {
+        read::calls(&self.readers, session, after, limit).await
+    }
+
+    async fn open_calls(&self, session: &SessionId) -> Result<Vec<CallRecord>, StoreError> {
+        read::open_calls(&self.readers, session).await
+    }
+
+    async fn log(
+        &self,
+        session: &SessionId,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        read::log(&self.readers, session, after, limit).await
+    }
+
+    async fn prune(&self, before: Timestamp) -> Result<u64, StoreError> {
+        prune::prune(&self.writer, before).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, StoreError> {
+        read::now(&self.readers).await
+    }
+}
+
+/// Names what was being done when the database failed.
+fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
+    move |source| StoreError::Database { action, source: Box::new(source) }
+}
+
+/// An integer as the database holds it. Counters start near zero; one beyond 2^63 is damage.
+fn stored(value: u64, change: &'static str, what: &str) -> Result<i64, StoreError> {
+    i64::try_from(value)
+        .map_err(|_| StoreError::Refused { change, why: format!("{what} {value} is too large") })
+}

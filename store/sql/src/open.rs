@@ -1,0 +1,148 @@
+//! Opening the journal: the file's rights, the connections' settings, the schema.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, SqlitePool};
+
+use crate::SqlStore;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Readers run beside the writer (WAL); more than this only compete for two or four cores.
+const READERS_MAX: u32 = 4;
+
+/// A statement waits this long for another process's lock (`doctor`, a backup) before it fails.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A writer waits this long for those before it. A commit takes under a millisecond, so a queue
+/// this long means that the disk stands still.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The write-ahead log is cut back to this size after a checkpoint, so that one large result
+/// does not keep its space for ever.
+const WAL_BYTES_KEPT: &str = "67108864";
+
+/// The journal holds results and sealed credentials: its owner's, and nobody else's.
+const FILE_MODE: u32 = 0o600;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot create or open the journal {path}")]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "the journal {path} is not a database, or is damaged: restore it from a backup, or move it away to start empty"
+    )]
+    NotADatabase { path: PathBuf },
+    #[error(
+        "the journal {path} was written by a later version (schema {found}; this one knows {known}): run that version, or another data directory"
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error(
+        "schema step {step} of the journal {path} is not the one this version made: it was changed by hand or by a build that was never released"
+    )]
+    Foreign { path: PathBuf, step: i64 },
+    #[error("cannot bring the journal {path} to this version's schema")]
+    Migrate {
+        path: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("cannot open the journal {path}")]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SqlStore {
+    /// Opens the journal in the file at `path`, makes it if it does not exist, and brings its
+    /// schema up to date. The folder must exist.
+    pub async fn open_sqlite(path: &Path) -> Result<SqlStore, OpenError> {
+        prepare_file(path).map_err(|source| OpenError::File { path: path.to_owned(), source })?;
+        let writer = connect(path, 1).await?;
+        MIGRATIONS.run(&writer).await.map_err(|error| migrate_error(path, error))?;
+        let readers = connect(path, READERS_MAX).await?;
+        Ok(SqlStore { writer, readers })
+    }
+}
+
+/// SQLite gives its side files the rights of the main one, so that one is made first.
+fn prepare_file(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(path)?;
+    if file.metadata()?.mode() & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), "the journal was open to others; it is not any more");
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+    }
+    // The name must survive a power cut as surely as the content does.
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+async fn connect(path: &Path, connections: u32) -> Result<SqlitePool, OpenError> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("journal_size_limit", WAL_BYTES_KEPT)
+        .disable_statement_logging();
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .min_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options)
+        .await
+        .map_err(|source| match is_damage(&source) {
+            true => OpenError::NotADatabase { path: path.to_owned() },
+            false => OpenError::Connect { path: path.to_owned(), source: Box::new(source) },
+        })
+}
+
+fn migrate_error(path: &Path, error: MigrateError) -> OpenError {
+    let path = path.to_owned();
+    match error {
+        MigrateError::VersionMissing(found) => OpenError::Newer { path, found, known: known() },
+        MigrateError::VersionMismatch(step) => OpenError::Foreign { path, step },
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)
+            if is_damage(&source) =>
+        {
+            OpenError::NotADatabase { path }
+        }
+        source => OpenError::Migrate { path, source: Box::new(source) },
+    }
+}
+
+/// The newest schema this version can read.
+fn known() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// SQLITE_CORRUPT and SQLITE_NOTADB, in their extended forms too.
+fn is_damage(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let code = code.and_then(|code| code.parse::<u32>().ok());
+    matches!(code.map(|code| code & 0xff), Some(11 | 26))
+}
