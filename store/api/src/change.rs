@@ -8,55 +8,37 @@ use crate::{CallEnd, Identity, LogEvent, NewCall, Phase, SandboxRecord, WorkEnd}
 /// before it ([`crate::StoreError::Refused`]): a call is started once, finished once, settled once.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// The brain took the acknowledgement.
-    WorkAcked {
-        work: WorkId,
-    },
-    /// A heartbeat is about to leave.
-    BeatIntended {
-        work: WorkId,
-    },
-    /// Its answer came.
-    Beat {
-        work: WorkId,
-        last: String,
-        ttl_ms: Option<u64>,
-    },
-    WorkEnded {
-        work: WorkId,
-        why: WorkEnd,
-    },
+    /// The brain took the acknowledgement. Allowed once after a claim.
+    WorkAcked { work: WorkId },
+    /// A heartbeat is about to leave. Allowed while the item is active; may be repeated when no
+    /// answer came.
+    BeatIntended { work: WorkId },
+    /// Its answer came. Refused without the intent before it: a restart tells from the intent
+    /// whether a beat may have left.
+    Beat { work: WorkId, last: String, ttl_ms: Option<u64> },
+    /// The item is over, and its token is forgotten. Allowed once, from claiming and from active.
+    WorkEnded { work: WorkId, why: WorkEnd },
 
     /// The session was fetched from the brain. Refused if it names another tenant or profile than
     /// the one recorded.
     Identified(Box<Identity>),
+    /// Which phase may follow which is the session driver's rule, not the store's.
     Phase(Phase),
-    /// The sandbox as it now is; the whole record.
+    /// The sandbox as it now is; the whole record. Refused if the same sandbox would go back to
+    /// an earlier epoch.
     Sandbox(SandboxRecord),
 
     /// A tool call came in. Refused if the session has a call for this tool use already.
     CallReceived(Box<NewCall>),
     /// It is about to be sent to where it runs. From here on it may have run.
-    CallStarted {
-        call: CallId,
-        epoch: Option<Epoch>,
-    },
+    CallStarted { call: CallId, epoch: Option<Epoch> },
     /// Its result is decided. Allowed from received (answered without running) and from started.
-    CallFinished {
-        call: CallId,
-        end: CallEnd,
-    },
+    CallFinished { call: CallId, end: CallEnd },
     /// The brain found the result too large (413): from here on this shorter body is what is
     /// posted. Allowed once, from finished.
-    CallShortened {
-        call: CallId,
-        body: Vec<u8>,
-    },
+    CallShortened { call: CallId, body: Vec<u8> },
     /// The brain has the result (`refused: None`), or answered that it will never take it.
-    CallSettled {
-        call: CallId,
-        refused: Option<u16>,
-    },
+    CallSettled { call: CallId, refused: Option<u16> },
 
     /// A line of the session's log that changes nothing else.
     Note(LogEvent),

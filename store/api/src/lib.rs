@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
 
 pub use call::{CallEnd, CallRecord, CallState, NewCall, StartedAt};
-pub use change::Change;
+pub use change::{Change, LOG_INPUT_CHARS_MAX};
 pub use log::{LogEntry, LogEvent};
 pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord, Untold};
 pub use work::{NewWork, Sealed, WorkEnd, WorkPhase, WorkRecord};
@@ -37,7 +37,8 @@ pub const PAGE_BYTES_MAX: usize = 32 << 20;
 pub trait Store: Send + Sync + 'static {
     /// Records that a work item is about to be acknowledged, before it is. Idempotent per work
     /// id: an item offered again replaces its token and starts over at [`WorkPhase::Claiming`].
-    /// Creates the session's row if it is new; refuses a session known under another environment.
+    /// Creates the session's row if it is new; refuses a session known under another environment,
+    /// and an item known under another session.
     async fn claim_work(&self, work: &NewWork) -> Result<(), StoreError>;
 
     /// Makes `node` the owner of the session under a new generation. Whoever held the generation
@@ -58,7 +59,7 @@ pub trait Store: Send + Sync + 'static {
 
     async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError>;
 
-    /// Newest activity first.
+    /// Newest activity first; a heartbeat is not activity.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRecord>, StoreError>;
 
     async fn work(&self, work: &WorkId) -> Result<Option<WorkRecord>, StoreError>;
@@ -75,7 +76,8 @@ pub trait Store: Send + Sync + 'static {
         tool_use: &ToolUseId,
     ) -> Result<Option<CallRecord>, StoreError>;
 
-    /// In the order they were received, those after `after` (by [`CallRecord::seq`]).
+    /// In the order they were received, those after `after` (by [`CallRecord::seq`]). A page may
+    /// be shorter than asked for ([`PAGE_BYTES_MAX`]); an empty one is the end.
     async fn calls(
         &self,
         session: &SessionId,
@@ -86,7 +88,7 @@ pub trait Store: Send + Sync + 'static {
     /// The calls of a session that are not settled: received, started, or finished and unposted.
     async fn open_calls(&self, session: &SessionId) -> Result<Vec<CallRecord>, StoreError>;
 
-    /// The session's log in order, the entries after `after`.
+    /// The session's log in order, the entries after `after`, in pages as [`Store::calls`].
     async fn log(
         &self,
         session: &SessionId,
@@ -94,8 +96,10 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<LogEntry>, StoreError>;
 
-    /// Forgets what is older than `before`: ended sessions with everything about them, and log
-    /// entries of live ones. Open calls are never forgotten. Returns how many rows went.
+    /// Forgets what is older than `before`: log entries, and sessions that are over with
+    /// everything about them. A session with an open call, an open work item or a sandbox that is
+    /// not [`SandboxState::Gone`] is not over. Calls of live sessions stay: they answer a repeated
+    /// event. Returns how many sessions and log entries went.
     async fn prune(&self, before: Timestamp) -> Result<u64, StoreError>;
 
     /// The store's clock.

@@ -146,3 +146,28 @@ fn is_damage(error: &sqlx::Error) -> bool {
     let code = code.and_then(|code| code.parse::<u32>().ok());
     matches!(code.map(|code| code & 0xff), Some(11 | 26))
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row;
+
+    use super::*;
+
+    /// These settings are of each connection, so they are asked of the ones that the store uses.
+    #[tokio::test]
+    async fn every_connection_syncs_and_checks() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqlStore::open_sqlite(&folder.path().join("journal.db")).await.unwrap();
+        const FULL: i64 = 2;
+        for pool in [&store.writer, &store.readers] {
+            for (pragma, expected) in [
+                ("PRAGMA synchronous", FULL),
+                ("PRAGMA foreign_keys", 1),
+                ("PRAGMA busy_timeout", BUSY_TIMEOUT.as_millis() as i64),
+            ] {
+                let row = sqlx::query(pragma).fetch_one(pool).await.unwrap();
+                assert_eq!(row.get::<i64, _>(0), expected, "{pragma}");
+            }
+        }
+    }
+}

@@ -124,7 +124,10 @@ pub(crate) fn call(row: &SqliteRow) -> Result<CallRecord, StoreError> {
     }
     let state = match row.get::<&str>("state")? {
         "received" => CallState::Received,
-        "started" => CallState::Started,
+        "started" => {
+            row.need::<i64>("started_at")?;
+            CallState::Started
+        }
         "finished" => {
             CallState::Finished { at: Timestamp(row.need("finished_at")?), end: call_end(&row)? }
         }
