@@ -62,6 +62,15 @@ pub trait Store: Send + Sync + 'static {
     /// Newest activity first; a heartbeat is not activity.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRecord>, StoreError>;
 
+    /// The open sessions of a node by id, those after `after`: a walk page by page that misses none,
+    /// whatever is written meanwhile.
+    async fn owned_sessions(
+        &self,
+        node: &NodeId,
+        after: Option<&SessionId>,
+        limit: u32,
+    ) -> Result<Vec<SessionRecord>, StoreError>;
+
     async fn work(&self, work: &WorkId) -> Result<Option<WorkRecord>, StoreError>;
 
     /// The items of `node` that have not ended: what a restart resumes.

@@ -79,6 +79,15 @@ impl Store for SqlStore {
         read::sessions(&self.readers, filter).await
     }
 
+    async fn owned_sessions(
+        &self,
+        node: &NodeId,
+        after: Option<&SessionId>,
+        limit: u32,
+    ) -> Result<Vec<SessionRecord>, StoreError> {
+        read::owned_sessions(&self.readers, node, after, limit).await
+    }
+
     async fn work(&self, work: &WorkId) -> Result<Option<WorkRecord>, StoreError> {
         read::work(&self.readers, work).await
     }

@@ -38,6 +38,22 @@ pub(crate) async fn sessions(
     all(readers, query, "list sessions", rows::session).await
 }
 
+pub(crate) async fn owned_sessions(
+    readers: &SqlitePool,
+    node: &NodeId,
+    after: Option<&SessionId>,
+    limit: u32,
+) -> Result<Vec<SessionRecord>, StoreError> {
+    let query = sqlx::query(
+        "SELECT * FROM sessions \
+         WHERE owner = $1 AND phase NOT IN ('ended', 'failed') AND id > $2 ORDER BY id LIMIT $3",
+    )
+    .bind(node.to_string())
+    .bind(after.map_or("", SessionId::as_str))
+    .bind(i64::from(limit.min(PAGE_MAX)));
+    all(readers, query, "list owned sessions", rows::session).await
+}
+
 pub(crate) async fn work(
     readers: &SqlitePool,
     work: &WorkId,
