@@ -1,0 +1,43 @@
+# What a person types. Each target says what it does and ends in one line with the result.
+
+# Built images outlive the clone: building one takes minutes, using it none.
+export SINEW_IMAGES ?= /var/cache/sinew/images
+# The folder of the optimised binary that `demo` and `bench` run.
+DEMO_BIN := target/demo/sinew
+BENCHES ?= container-start exec tool-call
+SOAK_MINUTES ?= 60
+
+.PHONY: help demo test lint soak bench
+
+help:
+	@echo 'make demo    two agent sessions in real sandboxes, one of them through a crash'
+	@echo 'make test    install what tests need, then every check and every test'
+	@echo 'make lint    the checks without the tests'
+	@echo 'make soak    the tests over and over for SOAK_MINUTES (60), with more random cases'
+	@echo 'make bench   the benchmarks (BENCHES="$(BENCHES)"), as JSON'
+
+demo:
+	@echo 'demo: packages, optimised build, then `sinew demo`; about 12 min the first time, 1 min the next'
+	@scripts/setup.sh demo
+	cargo build --quiet --profile demo -p sinew
+	@$(DEMO_BIN) demo --images "$(SINEW_IMAGES)"
+
+test:
+	@echo 'test: packages, Python environment, image, then `cargo xtask ci`; about 30 min from clean'
+	@scripts/setup.sh test
+	@scripts/python-venv.sh
+	@cargo xtask ci
+
+lint:
+	@cargo xtask ci --quick
+
+soak:
+	@scripts/setup.sh test
+	@scripts/python-venv.sh
+	@cargo xtask soak --minutes $(SOAK_MINUTES)
+
+bench:
+	@scripts/setup.sh bench
+	cargo build --quiet --profile demo -p sinew
+	@$(DEMO_BIN) bench $(BENCHES) --json
+	@echo 'bench: done'
