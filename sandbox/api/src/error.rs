@@ -1,7 +1,7 @@
 //! Why a driver could not do what it was asked.
 
 use base_types::{Epoch, ImageId, ProfileName, SandboxId, VolumeId};
-use guest_protocol::client::ClientError;
+use guest_protocol::client::ConnectError as HelloError;
 
 /// The driver itself is out of order; says nothing about the sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -10,7 +10,9 @@ pub enum DriverError {
     Unreachable(#[source] std::io::Error),
     #[error("the launcher serves another `sinew serve` (generation {theirs})")]
     Superseded { theirs: u64 },
-    #[error("the launcher speaks protocol {theirs}, this program {ours}: restart the older of them")]
+    #[error(
+        "the launcher speaks protocol {theirs}, this program {ours}: restart the older of them"
+    )]
     Version { theirs: u32, ours: u32 },
     #[error("no image `{0}`: build it with `sinew image build`")]
     NoSuchImage(String),
@@ -23,7 +25,9 @@ pub enum DriverError {
 pub enum CreateError {
     #[error("image {0} is not in the image cache: build it with `sinew image build`")]
     NoSuchImage(ImageId),
-    #[error("profile `{0}` is not in the launcher's configuration: restart the launcher after changing it")]
+    #[error(
+        "profile `{0}` is not in the launcher's configuration: restart the launcher after changing it"
+    )]
     NoSuchProfile(ProfileName),
     /// Restore or fail: a lost volume must not be replaced by an empty one in silence.
     #[error("volume {0} is gone")]
@@ -46,7 +50,7 @@ pub enum ConnectError {
     Agent {
         sandbox: SandboxId,
         #[source]
-        source: ClientError,
+        source: HelloError,
     },
     #[error(transparent)]
     Driver(#[from] DriverError),

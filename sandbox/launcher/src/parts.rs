@@ -1,0 +1,167 @@
+//! What the launcher is composed of: who keeps images, volumes and profiles, and who starts
+//! containers. The binary puts the real ones in; this crate names none of them.
+//!
+//! All of it blocks and runs on the launcher's worker threads. Everything that removes must
+//! succeed when there is nothing left to remove: it is called again after a crash.
+
+use std::any::Any;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use base_types::{ByteSize, Epoch, ImageId, ProfileName, SandboxId, VolumeId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sandbox_api::{Image, Limits, SandboxUse, Tier};
+use serde::{Deserialize, Serialize};
+
+/// Why a part could not do it, with its causes spelled out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PartError {
+    /// A limit of this machine or of its configuration, not a defect.
+    #[error("{0}")]
+    NoRoom(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+pub struct Parts {
+    pub images: Box<dyn Images>,
+    pub volumes: Box<dyn Volumes>,
+    pub containers: Box<dyn Containers>,
+    pub profiles: Box<dyn Profiles>,
+}
+
+pub trait Profiles: Send + Sync {
+    /// The shape of this profile as the root-owned configuration has it now.
+    fn shape(&self, name: &ProfileName) -> Result<Option<Shape>, PartError>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub tier: Tier,
+    pub limits: Limits,
+    pub tools_as: ToolsAs,
+    /// Variables of the guest's environment. Placeholders at most; never a secret.
+    pub env: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolsAs {
+    User,
+    /// Root of the sandbox's own user namespace.
+    Root,
+}
+
+pub trait Images: Send + Sync {
+    /// The image that this name stands for now.
+    fn named(&self, name: &str) -> Result<Option<Image>, PartError>;
+
+    /// Opens an image and marks it as in use until the result is dropped.
+    fn open(&self, id: &ImageId) -> Result<Option<OpenImage>, PartError>;
+}
+
+pub struct OpenImage {
+    pub rootfs: PathBuf,
+    /// Held for as long as the sandbox runs.
+    pub in_use: Box<dyn Any + Send>,
+}
+
+pub trait Volumes: Send + Sync {
+    fn exists(&self, volume: &VolumeId) -> Result<bool, PartError>;
+
+    /// Makes a volume and writes down whose it is.
+    fn create(
+        &self,
+        volume: &VolumeId,
+        owner: &SandboxId,
+        quota: ByteSize,
+    ) -> Result<(), PartError>;
+
+    /// Readies an existing volume for its next epoch, under this quota. The directory is what
+    /// [`Containers::start`] takes.
+    fn open(&self, volume: &VolumeId, quota: ByteSize) -> Result<PathBuf, PartError>;
+
+    fn destroy(&self, volume: &VolumeId) -> Result<(), PartError>;
+
+    fn used(&self, volume: &VolumeId) -> Result<Option<u64>, PartError>;
+
+    /// Every volume of this installation and whose it is, where that can be read.
+    fn list(&self) -> Result<Vec<(VolumeId, Option<SandboxId>)>, PartError>;
+
+    /// Lets go of the devices behind the volumes. Nothing runs any more.
+    fn close(&self) -> Result<(), PartError>;
+}
+
+pub trait Containers: Send + Sync {
+    /// Starts one. After an error nothing of it is left.
+    fn start(&self, start: StartContainer<'_>) -> Result<Started, PartError>;
+
+    /// Finds what must be watched of a container that an earlier launcher started.
+    fn attach(&self, sandbox: &SandboxId, limits: &Limits) -> Result<Option<OomWatch>, PartError>;
+
+    /// Ends every process of the sandbox and removes what `start` made.
+    fn end(&self, sandbox: &SandboxId) -> Result<(), PartError>;
+
+    fn used(&self, sandbox: &SandboxId) -> SandboxUse;
+
+    /// Removes what belongs to this installation and to none of `keep`; says what it was.
+    fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<String>, PartError>;
+}
+
+pub struct StartContainer<'a> {
+    pub sandbox: &'a SandboxId,
+    pub epoch: Epoch,
+    pub image: PathBuf,
+    pub volume: PathBuf,
+    /// The first of the sandbox's ids on the host.
+    pub id_base: u32,
+    pub shape: &'a Shape,
+    /// The guest agent accepts here.
+    pub listener: UnixListener,
+}
+
+pub struct Started {
+    pub init: Init,
+    pub pidfd: OwnedFd,
+    pub oom: Option<OomWatch>,
+}
+
+/// The first process of a sandbox, so that another process with its number is not taken for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Init {
+    pub pid: u32,
+    /// Clock ticks between the machine's start and the process's.
+    pub start_time: u64,
+}
+
+/// Becomes ready when the sandbox may have run out of memory.
+pub struct OomWatch {
+    pub ready: File,
+    pub how: OomReady,
+    /// Whether it really has; called when `ready` is.
+    pub happened: Box<dyn Fn(&File) -> bool + Send + Sync>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OomReady {
+    /// An eventfd or an inotify descriptor.
+    Readable,
+    /// A kernel file that announces a change as urgent data.
+    Priority,
+}
+
+// === impl OomWatch ===
+
+impl OomWatch {
+    /// Whether `ready` is, at this moment.
+    pub fn is_ready(&self) -> bool {
+        let wanted = match self.how {
+            OomReady::Readable => PollFlags::IN,
+            OomReady::Priority => PollFlags::PRI,
+        };
+        let mut poll_for = [PollFd::new(&self.ready, wanted)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut poll_for, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
