@@ -26,6 +26,10 @@ pub enum TaskKind {
     ToolCall,
     /// Delivers one session's finished results to the brain.
     ResultSender,
+    /// Watches the life of one sandbox.
+    SandboxWatch,
+    /// Brings one sandbox to a running state.
+    SandboxPreparation,
     /// Drives the framing of one connection to a guest agent.
     GuestConnection,
     /// Serves one connection of a local or network API.
@@ -123,6 +127,11 @@ impl Tasks {
     /// Tells every task to stop and waits up to `grace` for them.
     pub async fn drain(&self, grace: Duration) -> Drained {
         self.stop.cancel();
+        self.drain_without_stop(grace).await
+    }
+
+    /// Waits up to `grace` for tasks that were told to end in another way.
+    pub async fn drain_without_stop(&self, grace: Duration) -> Drained {
         self.tracker.close();
         match tokio::time::timeout(grace, self.tracker.wait()).await {
             Ok(()) => Drained::All,

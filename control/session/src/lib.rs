@@ -22,8 +22,10 @@ mod call;
 mod feed;
 mod hub;
 mod identity;
+mod journal;
 mod keeper;
 mod lease;
+mod message;
 mod parts;
 mod poller;
 mod router;
@@ -33,7 +35,7 @@ mod sender;
 
 pub use hub::{GuestError, GuestLease, Hands, HandsError, HandsHandle, StopSessionError};
 pub use parts::{
-    Chosen, EnvironmentParts, EnvironmentStatus, HandsParts, Profiles, SessionFacts, Shape, Tenancy,
-    Timeouts,
+    Chosen, EnvironmentParts, EnvironmentStatus, HandsParts, Profiles, SessionFacts, Shape,
+    Tenancy, Timeouts,
 };
-pub use seal::{Sealer, SealError};
+pub use seal::{SealError, Sealer};

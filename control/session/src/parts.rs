@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base_types::{AgentId, Clock, EnvironmentId, NodeId, ProfileName, Timestamp, TenantId};
+use base_types::{AgentId, Clock, EnvironmentId, NodeId, ProfileName, TenantId, Timestamp};
 use brain_api::Brain;
 use sandbox_api::{SandboxDriver, Tier};
 use store_api::Store;
@@ -90,6 +90,8 @@ pub struct Timeouts {
     pub drain: Duration,
     /// How long one heartbeat request may take before the next one is tried.
     pub beat_attempt: Duration,
+    /// How long logs and ended sessions are remembered.
+    pub log_retention: Duration,
 }
 
 impl Default for Timeouts {
@@ -99,6 +101,7 @@ impl Default for Timeouts {
             agent_silent: Duration::from_secs(10),
             drain: Duration::from_secs(30),
             beat_attempt: Duration::from_secs(5),
+            log_retention: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }

@@ -12,7 +12,6 @@ use base_types::{CallId, Epoch, SessionId};
 use brain_api::Block;
 use sandbox_api::guest::client::GuestClient;
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 /// One built-in tool.
 #[async_trait]
@@ -29,6 +28,9 @@ pub trait Tool: Send + Sync + 'static {
 
     /// Runs the call, or joins it if the agent has it already: the call id is the agent's
     /// idempotency key, so a restart of ours calls this again with the same id.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: whoever wants the call to end kills it at the agent and drops this.
     async fn run(&self, context: &ToolContext<'_>, input: &Value) -> Result<ToolAnswer, ToolError>;
 }
 
@@ -39,9 +41,6 @@ pub struct ToolContext<'a> {
     pub epoch: Epoch,
     pub guest: &'a GuestClient,
     pub limits: ToolLimits,
-    /// Cancelled when the call must end: an interrupt, a stop, a lost lease. The tool kills what
-    /// runs and answers [`ToolError::Cancelled`].
-    pub cancel: CancellationToken,
     /// A sentence that must reach the model before the output: the sandbox's shell was lost, the
     /// files come from somewhere else.
     pub notice: Option<String>,
@@ -79,12 +78,10 @@ pub struct ToolAnswer {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
-    /// The call was killed on our own wish; nothing of it runs any more.
-    #[error("cancelled")]
-    Cancelled,
-    /// The agent or its epoch is gone while the call ran.
-    #[error("the sandbox ended during the call")]
-    SandboxLost(#[source] sandbox_api::guest::client::ClientError),
+    /// The connection to the agent broke while the call ran. The agent may live and the call with
+    /// it: the caller connects again and joins it.
+    #[error("the connection to the sandbox broke during the call")]
+    ConnectionLost(#[source] sandbox_api::guest::client::ClientError),
 }
 
 // === impl ToolAnswer ===

@@ -1,0 +1,550 @@
+//! One session's actor: the task that owns the session, from its first work item until nothing of
+//! it runs any more.
+//!
+//! ```text
+//!            offered                     turn over, idle time passed
+//!  (none) ────────────► serving item ──────────────────────────────► sleeping ──► (none)
+//!                       │   ▲   │ stop, loss, end of session            │  keep_running passed:
+//!                       │   └───┼───────────────────────────────────────┘  processes stopped,
+//!                       └───────┘            offered                       volume kept
+//! ```
+//!
+//! Everything it awaits in its loop is short: the journal, a bounded request, its own queue.
+//! Whatever can take long (a sandbox start, a call, a delivery, a heartbeat) runs on a task that
+//! sends it a message. After each message [`Actor::advance`] looks at the whole state and does
+//! what is due, so that no order of messages is special.
+
+mod calls;
+mod ending;
+mod item;
+mod serving;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base_tasks::{TaskKind, Tasks};
+use base_types::SessionId;
+use store_api::{
+    Change, Identity, LogEvent, Phase, SandboxRecord, SandboxState, SessionRecord, StoreError,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use self::ending::End;
+use self::serving::Serving;
+use crate::hub::{GuestError, GuestLease, Shared, StopSessionError};
+use crate::journal::Journal;
+use crate::keeper;
+use crate::message::{Inside, Message, Outbox, Outside, line};
+use crate::parts::Shape;
+use crate::sandbox::{LiveSandbox, Preparation, PrepareError, Prepared};
+
+/// Between attempts to start a sandbox that does not start.
+const PREPARE_WAIT_MIN: Duration = Duration::from_secs(1);
+const PREPARE_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long the actor's own tasks may take to see their stop signal.
+const TASKS_WAIT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Actor {
+    shared: Arc<Shared>,
+    session: SessionId,
+    journal: Journal,
+    me: mpsc::Sender<Message>,
+    inbox: mpsc::Receiver<Message>,
+    /// What came from outside while an item was being ended.
+    deferred: VecDeque<Outside>,
+    tasks: Tasks,
+    identity: Option<Identity>,
+    shape: Option<Shape>,
+    record: Option<SandboxRecord>,
+    sandbox: Slot,
+    phase: Phase,
+    serving: Option<Serving>,
+    /// Operators who wait for the sandbox.
+    guests_waiting: Vec<oneshot::Sender<Result<GuestLease, GuestError>>>,
+    /// Held by every lease that was given out.
+    awake: Arc<()>,
+    /// When processes are stopped, unless an item comes first.
+    sleep_at: Option<Instant>,
+    /// Nothing may be written any more: another owner has the session.
+    superseded: bool,
+    /// This process is going down.
+    shutting_down: bool,
+}
+
+/// The sandbox from where the actor stands.
+enum Slot {
+    Cold {
+        /// Why the last epoch ended, where it is known.
+        last_end: Option<String>,
+        retry: Option<Retry>,
+    },
+    Preparing {
+        wait: Duration,
+    },
+    Ready(LiveSandbox),
+}
+
+struct Retry {
+    at: Instant,
+    wait: Duration,
+}
+
+// === impl Actor ===
+
+impl Actor {
+    /// The whole life of the actor. Its first message is in the inbox.
+    pub async fn run(
+        shared: Arc<Shared>,
+        session: SessionId,
+        me: mpsc::Sender<Message>,
+        mut inbox: mpsc::Receiver<Message>,
+    ) {
+        let Some(Message::Outside(first)) = inbox.recv().await else { return };
+        let tasks = shared.tasks.child();
+        match Self::open(&shared, &session, &first).await {
+            Ok((journal, record)) => {
+                let mut actor = Self::new(shared.clone(), journal, record, me, inbox, tasks);
+                actor.deferred.push_back(first);
+                actor.live().await;
+                actor.tasks.drain(TASKS_WAIT).await;
+            }
+            Err(error) => {
+                tracing::error!(%session, error = %line(&error), "could not take the session");
+                while let Some(_lost) = shared.retire(&session, &mut inbox) {}
+            }
+        }
+    }
+
+    /// Makes the session's row, where the first item of a session brings it, and takes ownership.
+    async fn open(
+        shared: &Shared,
+        session: &SessionId,
+        first: &Outside,
+    ) -> Result<(Journal, SessionRecord), StoreError> {
+        if let Outside::Offered { item, .. } = first {
+            let work = shared.new_work(item, session);
+            shared.store.claim_work(&work).await?;
+        }
+        let generation = shared.store.take_session(session, &shared.node).await?;
+        let record = shared.store.session(session).await?;
+        let record = record.ok_or_else(|| StoreError::NoSuchSession(session.clone()))?;
+        let journal = Journal::new(shared.store.clone(), session.clone(), generation);
+        Ok((journal, record))
+    }
+
+    fn new(
+        shared: Arc<Shared>,
+        journal: Journal,
+        record: SessionRecord,
+        me: mpsc::Sender<Message>,
+        inbox: mpsc::Receiver<Message>,
+        tasks: Tasks,
+    ) -> Self {
+        let profile = record.identity.as_ref().map(|identity| &identity.profile);
+        let shape = profile.and_then(|profile| shared.profiles.shape(profile));
+        Self {
+            session: record.id.clone(),
+            journal,
+            me,
+            inbox,
+            deferred: VecDeque::new(),
+            tasks,
+            identity: record.identity,
+            shape,
+            record: record.sandbox,
+            sandbox: Slot::Cold { last_end: None, retry: None },
+            phase: record.phase,
+            serving: None,
+            guests_waiting: Vec::new(),
+            awake: Arc::new(()),
+            sleep_at: None,
+            superseded: false,
+            shutting_down: false,
+            shared,
+        }
+    }
+
+    async fn live(&mut self) {
+        loop {
+            let message = match self.next().await {
+                Next::Message(message) => message,
+                Next::Due => {
+                    self.advance().await;
+                    continue;
+                }
+                Next::Retired => return,
+            };
+            match message {
+                Message::Outside(outside) => self.on_outside(outside).await,
+                Message::Inside(inside) => self.on_inside(inside).await,
+            }
+            self.advance().await;
+        }
+    }
+
+    /// The next thing to do. An actor with nothing to look after retires.
+    async fn next(&mut self) -> Next {
+        if let Some(deferred) = self.deferred.pop_front() {
+            return Next::Message(Message::Outside(deferred));
+        }
+        if self.is_at_rest() {
+            let session = self.session.clone();
+            return match self.shared.retire(&session, &mut self.inbox) {
+                Some(message) => Next::Message(message),
+                None => Next::Retired,
+            };
+        }
+        let due = self.due_at();
+        tokio::select! {
+            biased;
+            message = self.inbox.recv() => match message {
+                Some(message) => Next::Message(message),
+                None => Next::Retired,
+            },
+            () = sleep_until(due) => Next::Due,
+        }
+    }
+
+    /// No item, no processes, nobody waiting.
+    fn is_at_rest(&self) -> bool {
+        self.superseded
+            || (self.serving.is_none()
+                && self.guests_waiting.is_empty()
+                && matches!(self.sandbox, Slot::Cold { .. })
+                && (self.shutting_down || self.sleep_at.is_none()))
+    }
+
+    fn due_at(&self) -> Option<Instant> {
+        let idle = self.serving.as_ref().and_then(|serving| serving.idle_until);
+        let retry = match &self.sandbox {
+            Slot::Cold { retry: Some(retry), .. } => Some(retry.at),
+            _ => None,
+        };
+        let sleep = if self.serving.is_none() { self.sleep_at } else { None };
+        [idle, retry, sleep].into_iter().flatten().min()
+    }
+
+    async fn on_outside(&mut self, message: Outside) {
+        match message {
+            Outside::Offered { item, permit } => self.begin(item, permit).await,
+            Outside::Resumed { work, permit } => self.resume(work, permit).await,
+            Outside::Tend => self.tend().await,
+            Outside::Guest { reply } => self.lend(reply),
+            Outside::Stop { forget, reply } => {
+                let stopped = self.stop(forget).await;
+                let _ = reply.send(stopped);
+            }
+            Outside::Shutdown => {
+                self.shutting_down = true;
+                if self.serving.is_some() {
+                    self.end_item(End::Shutdown).await;
+                }
+                // The sandbox goes on without us; the next process finds it in the journal.
+                self.sandbox = Slot::Cold { last_end: None, retry: None };
+                self.refuse_guests("the server is shutting down");
+            }
+        }
+    }
+
+    async fn on_inside(&mut self, message: Inside) {
+        match message {
+            Inside::Lease(end) => self.end_item(End::from(end)).await,
+            Inside::Identity(fetched) => self.on_identity(fetched).await,
+            Inside::Feed(message) => self.on_feed(message).await,
+            Inside::Prepared(prepared) => self.on_prepared(prepared).await,
+            Inside::SandboxEnded { epoch, why } => {
+                if matches!(&self.sandbox, Slot::Ready(live) if live.epoch == epoch) {
+                    tracing::info!(session = %self.session, %epoch, %why, "the sandbox ended");
+                    self.sandbox = Slot::Cold { last_end: Some(why), retry: None };
+                }
+            }
+            Inside::CallDone { call, outcome } => self.on_call_done(call, outcome).await,
+            Inside::Sent { call, end } => self.on_sent(call, end).await,
+        }
+    }
+
+    /// Does what is due, whatever made it due.
+    async fn advance(&mut self) {
+        if self.superseded {
+            self.abandon();
+            return;
+        }
+        self.advance_sandbox().await;
+        self.advance_calls().await;
+        self.advance_idle().await;
+        self.advance_sleep().await;
+    }
+
+    // --- the sandbox ---
+
+    /// Starts the sandbox when something needs it and nothing is under way.
+    async fn advance_sandbox(&mut self) {
+        let wanted = !self.guests_waiting.is_empty()
+            || self.serving.as_ref().is_some_and(Serving::wants_sandbox);
+        let (Some(identity), Some(shape)) = (&self.identity, &self.shape) else { return };
+        let Slot::Cold { last_end, retry } = &mut self.sandbox else { return };
+        let wait = match retry {
+            Some(retry) if retry.at > Instant::now() => return,
+            Some(retry) => (retry.wait * 2).min(PREPARE_WAIT_MAX),
+            None => PREPARE_WAIT_MIN,
+        };
+        if !wanted {
+            *retry = None;
+            return;
+        }
+        let preparation = Preparation {
+            driver: self.shared.driver.clone(),
+            journal: self.journal.clone(),
+            record: self.record.clone(),
+            profile: identity.profile.clone(),
+            tenant: identity.tenant.clone(),
+            image: shape.image.clone(),
+            last_end: last_end.take(),
+        };
+        self.sandbox = Slot::Preparing { wait };
+        let outbox = Outbox::new(self.me.clone(), self.tasks.stopping());
+        self.tasks.spawn(TaskKind::SandboxPreparation, async move {
+            let prepared = preparation.run().await;
+            let _ = outbox.tell(Inside::Prepared(prepared)).await;
+        });
+    }
+
+    async fn on_prepared(&mut self, prepared: Result<Prepared, PrepareError>) {
+        let wait = match &self.sandbox {
+            Slot::Preparing { wait } => *wait,
+            _ => PREPARE_WAIT_MIN,
+        };
+        match prepared {
+            Ok(prepared) => {
+                let me = self.me.clone();
+                let live = LiveSandbox::watch(
+                    &prepared,
+                    self.shared.driver.clone(),
+                    self.shared.timeouts.agent_silent,
+                    &self.tasks,
+                    |watch| Outbox::new(me, watch.stopping()),
+                );
+                self.record = Some(prepared.record);
+                self.sandbox = Slot::Ready(live);
+                self.lend_to_waiting();
+            }
+            Err(error) => self.on_prepare_failed(error, wait).await,
+        }
+    }
+
+    async fn on_prepare_failed(&mut self, error: PrepareError, wait: Duration) {
+        let why = line(&error);
+        tracing::warn!(session = %self.session, error = %why, "could not prepare the sandbox");
+        // What was recorded before the failure counts, not what was meant to be.
+        match self.shared.store.session(&self.session).await {
+            Ok(Some(session)) => self.record = session.sandbox,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(error = %line(&error), "read the journal"),
+        }
+        let retry = Some(Retry { at: Instant::now() + wait, wait });
+        self.sandbox = Slot::Cold { last_end: None, retry };
+        self.refuse_guests(&why);
+        if !error.is_transient() {
+            self.end_item(End::Failed { reason: why }).await;
+        } else if wait == PREPARE_WAIT_MIN {
+            let text = format!("the sandbox does not start: {why}");
+            self.note(LogEvent::Warning { text }).await;
+        }
+    }
+
+    // --- operators ---
+
+    fn lend(&mut self, reply: oneshot::Sender<Result<GuestLease, GuestError>>) {
+        if self.identity.is_none() || self.shape.is_none() {
+            let _ = reply.send(Err(GuestError::NotPrepared(self.session.clone())));
+            return;
+        }
+        self.guests_waiting.push(reply);
+        self.lend_to_waiting();
+    }
+
+    fn lend_to_waiting(&mut self) {
+        let Slot::Ready(live) = &self.sandbox else { return };
+        for reply in self.guests_waiting.drain(..) {
+            let lease = GuestLease {
+                client: live.client.clone(),
+                epoch: live.epoch,
+                _awake: self.awake.clone(),
+            };
+            let _ = reply.send(Ok(lease));
+        }
+        if self.serving.is_none() {
+            self.sleep_at = Some(Instant::now() + self.keep_running());
+        }
+    }
+
+    fn refuse_guests(&mut self, why: &str) {
+        for reply in self.guests_waiting.drain(..) {
+            let (session, why) = (self.session.clone(), why.to_owned());
+            let _ = reply.send(Err(GuestError::NoSandbox { session, why }));
+        }
+    }
+
+    async fn stop(&mut self, forget: bool) -> Result<(), StopSessionError> {
+        let failed = |session: &SessionId, why: String| StopSessionError::Failed {
+            session: session.clone(),
+            why,
+        };
+        if self.serving.is_some() {
+            self.end_item(End::Operator).await;
+        }
+        let stopped = if forget {
+            self.destroy_sandbox().await
+        } else {
+            self.stop_sandbox("an operator stopped the session").await
+        };
+        stopped.map_err(|why| failed(&self.session, why))?;
+        let phase = match forget {
+            true => Phase::Ended { reason: "stopped and forgotten by an operator".to_owned() },
+            false => Phase::Sleeping,
+        };
+        self.sleep_at = None;
+        self.enter(phase).await.map_err(|error| failed(&self.session, line(&error)))
+    }
+
+    // --- sleep ---
+
+    /// A restart left processes, or a sleep has outlasted its retention.
+    async fn tend(&mut self) {
+        if self.serving.is_some() {
+            return;
+        }
+        let Some(record) = &self.record else { return };
+        match record.state {
+            SandboxState::Creating | SandboxState::Running => {
+                let slept = match self.shared.store.session(&self.session).await {
+                    Ok(Some(session)) => self.shared.clock.now().since(session.phase_at),
+                    _ => Duration::ZERO,
+                };
+                let left = self.keep_running().saturating_sub(slept);
+                self.sleep_at = Some(Instant::now() + left);
+            }
+            SandboxState::Stopped => self.expire().await,
+            SandboxState::Gone => {}
+        }
+    }
+
+    async fn expire(&mut self) {
+        let past = match self.shared.store.session(&self.session).await {
+            Ok(Some(session)) => keeper::is_past_retention(&self.shared, &session).await,
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        };
+        match past {
+            Ok(true) => {
+                tracing::info!(session = %self.session, "the session's files are past retention");
+                if let Err(why) = self.destroy_sandbox().await {
+                    tracing::warn!(session = %self.session, %why, "could not remove its sandbox");
+                }
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(error = %line(&error), "read the journal"),
+        }
+    }
+
+    async fn advance_sleep(&mut self) {
+        let due = self.serving.is_none() && self.sleep_at.is_some_and(|at| at <= Instant::now());
+        if !due {
+            return;
+        }
+        if Arc::strong_count(&self.awake) > 1 {
+            self.sleep_at = Some(Instant::now() + self.keep_running());
+            return;
+        }
+        self.sleep_at = None;
+        if let Err(why) = self.stop_sandbox("the session slept").await {
+            tracing::warn!(session = %self.session, %why, "could not stop its sandbox");
+            self.sleep_at = Some(Instant::now() + PREPARE_WAIT_MAX);
+        }
+    }
+
+    fn keep_running(&self) -> Duration {
+        self.shape.as_ref().map_or(Duration::ZERO, |shape| shape.keep_running)
+    }
+
+    /// Ends the processes; the volume stays.
+    async fn stop_sandbox(&mut self, why: &str) -> Result<(), String> {
+        let Some(record) = self.record.clone() else { return Ok(()) };
+        if matches!(record.state, SandboxState::Stopped | SandboxState::Gone) {
+            return Ok(());
+        }
+        self.shared.driver.stop(&record.id).await.map_err(|error| line(&error))?;
+        self.sandbox = Slot::Cold { last_end: Some(why.to_owned()), retry: None };
+        let record = SandboxRecord { state: SandboxState::Stopped, ..record };
+        self.remember(record).await.map_err(|error| line(&error))
+    }
+
+    /// Ends the processes and removes the files.
+    async fn destroy_sandbox(&mut self) -> Result<(), String> {
+        let Some(record) = self.record.clone() else { return Ok(()) };
+        let destroyed = self.shared.driver.destroy(&record.id, &record.volume).await;
+        destroyed.map_err(|error| line(&error))?;
+        self.sandbox = Slot::Cold { last_end: None, retry: None };
+        let record = SandboxRecord { state: SandboxState::Gone, ..record };
+        self.remember(record).await.map_err(|error| line(&error))
+    }
+
+    // --- the journal ---
+
+    async fn remember(&mut self, record: SandboxRecord) -> Result<(), StoreError> {
+        self.record_changes(&[Change::Sandbox(record.clone())]).await?;
+        self.record = Some(record);
+        Ok(())
+    }
+
+    async fn enter(&mut self, phase: Phase) -> Result<(), StoreError> {
+        if self.phase == phase {
+            return Ok(());
+        }
+        self.record_changes(&[Change::Phase(phase.clone())]).await?;
+        self.phase = phase;
+        Ok(())
+    }
+
+    /// A line for the log; the session does not depend on it.
+    async fn note(&mut self, event: LogEvent) {
+        if let Err(error) = self.record_changes(&[Change::Note(event)]).await {
+            tracing::warn!(session = %self.session, error = %line(&error), "note");
+        }
+    }
+
+    async fn record_changes(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let recorded = self.journal.record(changes).await;
+        if let Err(error @ StoreError::NotOwner { .. }) = &recorded {
+            tracing::warn!(session = %self.session, error = %line(error), "another owner");
+            self.superseded = true;
+        }
+        recorded
+    }
+
+    /// Another owner has the session: let go of everything, write and say nothing.
+    fn abandon(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            serving.tasks.stopping().cancel();
+        }
+        self.sandbox = Slot::Cold { last_end: None, retry: None };
+        self.sleep_at = None;
+        self.refuse_guests("another process serves the session now");
+    }
+}
+
+enum Next {
+    Message(Message),
+    /// A deadline has come.
+    Due,
+    Retired,
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
