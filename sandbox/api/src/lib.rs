@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod contract;
 mod error;
 mod spec;
 
