@@ -132,7 +132,7 @@ fn a_volume_holds_three_directories_and_can_be_made_twice() {
     assert_eq!(again, volume);
     assert_eq!(fs::read_to_string(volume.upper().join("kept")).unwrap(), "kept");
     assert_eq!(pool.volume_usage(&id).unwrap().quota_bytes, 60 * MIB);
-    assert_eq!(pool.list().unwrap(), [id.clone()]);
+    assert_eq!(pool.list().unwrap(), std::slice::from_ref(&id));
 
     pool.destroy(&id).unwrap();
     pool.destroy(&id).unwrap();

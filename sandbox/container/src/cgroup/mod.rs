@@ -1,0 +1,200 @@
+//! Limits, accounts and membership of a sandbox's processes, on cgroup v1 and v2.
+//!
+//! A sandbox has one group with the limits of everything in it, and two leaves below: the agent's
+//! and the payload's. The payload's leaf holds the profile's memory and pids limits; the group
+//! adds a little for the agent, so that a payload at its limit cannot starve the agent.
+
+mod v1;
+mod v2;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use base_types::SandboxId;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use sandbox_api::Limits;
+
+use crate::error::ContainerError;
+
+pub(crate) const AGENT_LEAF: &str = "agent";
+pub(crate) const PAYLOAD_LEAF: &str = "payload";
+
+/// What the agent and its supervisors may use beside the payload's limits.
+const AGENT_MEMORY_BYTES: u64 = 64 << 20;
+const AGENT_PIDS: u64 = 64;
+const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel refuses a smaller quota.
+const CPU_QUOTA_US_MIN: u64 = 1_000;
+
+/// A group is removed once its last process is gone, which the kernel does a moment after the
+/// process was reaped.
+const REMOVE_WITHIN: Duration = Duration::from_secs(5);
+const REMOVE_RETRY: Duration = Duration::from_millis(1);
+
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// What a sandbox uses; `None` where the kernel does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupUse {
+    pub memory_bytes: Option<u64>,
+    pub memory_peak_bytes: Option<u64>,
+    pub pids: Option<u64>,
+    pub cpu_usec: Option<u64>,
+    /// Processes that the kernel killed because the payload was at its memory limit.
+    pub oom_kills: Option<u64>,
+}
+
+/// The two versions of the kernel's interface. Names of groups are sandbox ids.
+pub trait Cgroups: Send + Sync {
+    fn version(&self) -> u8;
+
+    /// Makes the sandbox's groups, with their limits, or finds them.
+    fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()>;
+
+    /// Moves a process into the agent's leaf.
+    fn attach_agent(&self, sandbox: &SandboxId, pid: Pid) -> io::Result<()>;
+
+    /// `cgroup.procs` of the payload's leaf, open for writing: one, or one for each v1 hierarchy.
+    /// A process that writes its pid to each of them has moved.
+    fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>>;
+
+    fn freeze(&self, sandbox: &SandboxId) -> io::Result<()>;
+
+    fn thaw(&self, sandbox: &SandboxId) -> io::Result<()>;
+
+    /// Every process of the sandbox, zombies not counted.
+    fn members(&self, sandbox: &SandboxId) -> io::Result<BTreeSet<i32>>;
+
+    /// Sends SIGKILL to every member.
+    fn kill(&self, sandbox: &SandboxId) -> io::Result<()>;
+
+    fn usage(&self, sandbox: &SandboxId) -> CgroupUse;
+
+    /// Removes the sandbox's groups; fails while a process is in one.
+    fn remove(&self, sandbox: &SandboxId) -> io::Result<()>;
+
+    /// Every sandbox that has a group.
+    fn list(&self) -> io::Result<Vec<SandboxId>>;
+}
+
+/// Finds what this machine has. `prefix` is this installation's own: groups of another one are
+/// never touched.
+pub fn detect(prefix: &str) -> Result<Box<dyn Cgroups>, ContainerError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if prefix.is_empty() || !prefix.bytes().all(allowed) {
+        return Err(ContainerError::BadPrefix(prefix.to_owned()));
+    }
+    match v2::V2::detect(prefix)? {
+        Some(v2) => Ok(Box::new(v2)),
+        None => Ok(Box::new(v1::V1::detect(prefix)?)),
+    }
+}
+
+struct Figures {
+    payload_memory: u64,
+    total_memory: u64,
+    payload_pids: u64,
+    total_pids: u64,
+    cpu_quota_us: u64,
+}
+
+impl Figures {
+    fn of(limits: &Limits) -> Self {
+        let payload_memory = limits.memory.bytes();
+        let payload_pids = u64::from(limits.pids);
+        Self {
+            payload_memory,
+            total_memory: payload_memory.saturating_add(AGENT_MEMORY_BYTES),
+            payload_pids,
+            total_pids: payload_pids + AGENT_PIDS,
+            cpu_quota_us: (u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000)
+                .max(CPU_QUOTA_US_MIN),
+        }
+    }
+}
+
+fn named(what: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", what.display()))
+}
+
+fn write(directory: &Path, file: &str, value: &str) -> io::Result<()> {
+    let path = directory.join(file);
+    fs::write(&path, value).map_err(named(&path))
+}
+
+fn read_number(directory: &Path, file: &str) -> Option<u64> {
+    fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
+}
+
+/// The value of `key` in a file of `key value` lines.
+fn read_keyed(directory: &Path, file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(directory.join(file)).ok()?;
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(name, _)| *name == key)?.1.trim().parse().ok()
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn pids_in(directory: &Path, members: &mut BTreeSet<i32>) -> io::Result<()> {
+    match fs::read_to_string(directory.join("cgroup.procs")) {
+        Ok(text) => members.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(named(directory)(error)),
+    }
+    Ok(())
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    let end = Instant::now() + REMOVE_WITHIN;
+    loop {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => {
+                std::thread::sleep(REMOVE_RETRY);
+            }
+            Err(error) => return Err(named(path)(error)),
+        }
+    }
+}
+
+fn sandboxes_in(directory: &Path) -> io::Result<Vec<SandboxId>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(named(directory)(error)),
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names.filter_map(|name| SandboxId::parse(name.to_str()?)).collect())
+}
+
+/// Kills `pid` only if `marker` stands in its `/proc/PID/cgroup`: between reading a list of pids
+/// and the signal, the number may have passed to a process that is not ours.
+fn kill_member(pid: i32, marker: &str) -> io::Result<()> {
+    let Some(pid) = Pid::from_raw(pid) else { return Ok(()) };
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH | Errno::INVAL) => return Ok(()),
+        Err(errno) => return Err(errno.into()),
+    };
+    let path = PathBuf::from(format!("/proc/{}/cgroup", pid.as_raw_nonzero()));
+    let is_ours = fs::read_to_string(path)
+        .is_ok_and(|text| text.lines().any(|line| line.split('/').any(|part| part == marker)));
+    if !is_ours {
+        return Ok(());
+    }
+    match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
+        Err(Errno::SRCH) | Ok(()) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}

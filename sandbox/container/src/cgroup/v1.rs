@@ -1,0 +1,192 @@
+//! cgroup v1: one hierarchy for each controller.
+//!
+//! Memory and pids have the two leaves; CPU time and freezing are the sandbox's as a whole.
+//! Groups lie at the root of each hierarchy, so that a launcher started from another group finds
+//! them again.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use base_types::SandboxId;
+use rustix::process::Pid;
+use sandbox_api::Limits;
+
+use super::{
+    AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Figures, PAYLOAD_LEAF, kill_member,
+    make_directory, named, pids_in, read_keyed, read_number, remove_directory, sandboxes_in, write,
+};
+use crate::error::ContainerError;
+
+pub struct V1 {
+    memory: PathBuf,
+    pids: PathBuf,
+    cpu: PathBuf,
+    freezer: PathBuf,
+    cpu_account: Option<PathBuf>,
+}
+
+// === impl V1 ===
+
+impl V1 {
+    /// Makes this installation's directory in every hierarchy it needs.
+    pub fn detect(prefix: &str) -> Result<Self, ContainerError> {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let find = |controller: &'static str| {
+            hierarchy(&mounts, controller)
+                .map(|root| root.join(prefix))
+                .ok_or(ContainerError::NoController(controller))
+        };
+        let found = Self {
+            memory: find("memory")?,
+            pids: find("pids")?,
+            cpu: find("cpu")?,
+            freezer: find("freezer")?,
+            cpu_account: find("cpuacct").ok(),
+        };
+        for directory in found.hierarchies() {
+            make_directory(directory).map_err(|source| ContainerError::Io {
+                what: "make cgroup",
+                path: directory.clone(),
+                source,
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Co-mounted controllers appear once.
+    fn hierarchies(&self) -> BTreeSet<&PathBuf> {
+        let all = [&self.memory, &self.pids, &self.cpu, &self.freezer];
+        all.into_iter().chain(&self.cpu_account).collect()
+    }
+
+    fn leaves(&self, sandbox: &SandboxId, leaf: &str) -> [PathBuf; 2] {
+        [&self.memory, &self.pids].map(|root| root.join(sandbox.as_str()).join(leaf))
+    }
+
+    fn limit(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+        let figures = Figures::of(limits);
+        let [payload_memory, payload_pids] = self.leaves(sandbox, PAYLOAD_LEAF);
+        let (memory, pids, cpu) = (
+            self.memory.join(sandbox.as_str()),
+            self.pids.join(sandbox.as_str()),
+            self.cpu.join(sandbox.as_str()),
+        );
+        let text = |number: u64| number.to_string();
+        write(&memory, "memory.limit_in_bytes", &text(figures.total_memory))?;
+        write(&payload_memory, "memory.limit_in_bytes", &text(figures.payload_memory))?;
+        write(&pids, "pids.max", &text(figures.total_pids))?;
+        write(&payload_pids, "pids.max", &text(figures.payload_pids))?;
+        write(&cpu, "cpu.cfs_period_us", &text(CPU_PERIOD_US))?;
+        write(&cpu, "cpu.cfs_quota_us", &text(figures.cpu_quota_us))
+    }
+
+    fn set_frozen(&self, sandbox: &SandboxId, state: &str) -> io::Result<()> {
+        write(&self.freezer.join(sandbox.as_str()), "freezer.state", state)
+    }
+}
+
+impl Cgroups for V1 {
+    fn version(&self) -> u8 {
+        1
+    }
+
+    fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+        for root in self.hierarchies() {
+            make_directory(&root.join(sandbox.as_str()))?;
+        }
+        for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {
+            self.leaves(sandbox, leaf).iter().try_for_each(|path| make_directory(path))?;
+        }
+        self.limit(sandbox, limits)
+    }
+
+    fn attach_agent(&self, sandbox: &SandboxId, pid: Pid) -> io::Result<()> {
+        let pid = pid.as_raw_nonzero().to_string();
+        let whole = [&self.cpu, &self.freezer].into_iter().chain(&self.cpu_account);
+        for root in whole {
+            write(&root.join(sandbox.as_str()), "cgroup.procs", &pid)?;
+        }
+        let leaves = self.leaves(sandbox, AGENT_LEAF);
+        leaves.iter().try_for_each(|leaf| write(leaf, "cgroup.procs", &pid))
+    }
+
+    fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>> {
+        let open = |leaf: &PathBuf| {
+            let path = leaf.join("cgroup.procs");
+            let file = OpenOptions::new().write(true).open(&path).map_err(named(&path))?;
+            Ok(OwnedFd::from(file))
+        };
+        self.leaves(sandbox, PAYLOAD_LEAF).iter().map(open).collect()
+    }
+
+    fn freeze(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.set_frozen(sandbox, "FROZEN")
+    }
+
+    fn thaw(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.set_frozen(sandbox, "THAWED")
+    }
+
+    fn members(&self, sandbox: &SandboxId) -> io::Result<BTreeSet<i32>> {
+        let mut members = BTreeSet::new();
+        for root in self.hierarchies() {
+            let group = root.join(sandbox.as_str());
+            for directory in [group.join(AGENT_LEAF), group.join(PAYLOAD_LEAF), group] {
+                pids_in(&directory, &mut members)?;
+            }
+        }
+        Ok(members)
+    }
+
+    fn kill(&self, sandbox: &SandboxId) -> io::Result<()> {
+        let members = self.members(sandbox)?;
+        members.into_iter().try_for_each(|pid| kill_member(pid, sandbox.as_str()))
+    }
+
+    fn usage(&self, sandbox: &SandboxId) -> CgroupUse {
+        let memory = self.memory.join(sandbox.as_str());
+        let pids = self.pids.join(sandbox.as_str());
+        let account = self.cpu_account.as_ref().unwrap_or(&self.cpu).join(sandbox.as_str());
+        let payload = memory.join(PAYLOAD_LEAF);
+        CgroupUse {
+            memory_bytes: read_number(&memory, "memory.usage_in_bytes"),
+            memory_peak_bytes: read_number(&memory, "memory.max_usage_in_bytes"),
+            pids: read_number(&pids, "pids.current"),
+            cpu_usec: read_number(&account, "cpuacct.usage").map(|nanoseconds| nanoseconds / 1000),
+            oom_kills: read_keyed(&payload, "memory.oom_control", "oom_kill"),
+        }
+    }
+
+    fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
+        for root in self.hierarchies() {
+            let group = root.join(sandbox.as_str());
+            for directory in [group.join(AGENT_LEAF), group.join(PAYLOAD_LEAF), group] {
+                remove_directory(&directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<SandboxId>> {
+        let mut all = BTreeSet::new();
+        for root in self.hierarchies() {
+            all.extend(sandboxes_in(root)?);
+        }
+        Ok(all.into_iter().collect())
+    }
+}
+
+/// Where the hierarchy with this controller is mounted.
+fn hierarchy(mounts: &str, controller: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+        let is_it = kind == "cgroup"
+            && Path::new(path).starts_with(CGROUP_ROOT)
+            && options.split(',').any(|option| option == controller);
+        is_it.then(|| PathBuf::from(path))
+    })
+}

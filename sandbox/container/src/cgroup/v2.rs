@@ -1,0 +1,229 @@
+//! cgroup v2: one hierarchy, in which a group that has children with controllers may hold no
+//! process of its own.
+//!
+//! Where our groups go:
+//!
+//! - Under a service manager that delegated a group to us (its directory says so in an extended
+//!   attribute): below that group, after we have moved ourselves into a leaf of it.
+//! - In a container, whose group looks like the root: below it, after everything in it has moved
+//!   into a leaf.
+//! - Otherwise at the real root, where the rule does not hold and a launcher started from another
+//!   session finds them again.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use base_types::SandboxId;
+use rustix::process::Pid;
+use sandbox_api::Limits;
+
+use super::{
+    AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Figures, PAYLOAD_LEAF, kill_member,
+    make_directory, named, pids_in, read_keyed, read_number, remove_directory, sandboxes_in, write,
+};
+use crate::error::ContainerError;
+
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// Moving the last processes of a group into a leaf races with their forks.
+const EVACUATE_ROUNDS_MAX: u32 = 50;
+
+pub struct V2 {
+    /// This installation's directory.
+    base: PathBuf,
+}
+
+// === impl V2 ===
+
+impl V2 {
+    /// `None` if the controllers are not on v2 here.
+    pub fn detect(prefix: &str) -> Result<Option<Self>, ContainerError> {
+        let root = Path::new(CGROUP_ROOT);
+        let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
+            return Ok(None);
+        };
+        let controllers: BTreeSet<&str> = controllers.split_whitespace().collect();
+        for controller in CONTROLLERS {
+            if !controllers.contains(controller) {
+                return Err(ContainerError::NoController(controller));
+            }
+        }
+        let parent = parent_of_ours(root);
+        let base = parent.join(prefix);
+        let prepared = prepare(&parent, &base, prefix);
+        prepared.map_err(|source| ContainerError::Io {
+            what: "make cgroup",
+            path: base.clone(),
+            source,
+        })?;
+        Ok(Some(Self { base }))
+    }
+
+    fn group(&self, sandbox: &SandboxId) -> PathBuf {
+        self.base.join(sandbox.as_str())
+    }
+
+    fn limit(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+        let figures = Figures::of(limits);
+        let group = self.group(sandbox);
+        let payload = group.join(PAYLOAD_LEAF);
+        let text = |number: u64| number.to_string();
+        write(&group, "memory.max", &text(figures.total_memory))?;
+        write(&group, "pids.max", &text(figures.total_pids))?;
+        write(&group, "cpu.max", &format!("{} {CPU_PERIOD_US}", figures.cpu_quota_us))?;
+        write(&payload, "memory.max", &text(figures.payload_memory))?;
+        write(&payload, "pids.max", &text(figures.payload_pids))?;
+        // Half of a killed program tree is worse than none of it.
+        write(&payload, "memory.oom.group", "1")?;
+        if group.join("memory.swap.max").exists() {
+            write(&group, "memory.swap.max", "0")?;
+        }
+        Ok(())
+    }
+
+    fn set_frozen(&self, sandbox: &SandboxId, value: &str) -> io::Result<()> {
+        write(&self.group(sandbox), "cgroup.freeze", value)
+    }
+}
+
+impl Cgroups for V2 {
+    fn version(&self) -> u8 {
+        2
+    }
+
+    fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+        let group = self.group(sandbox);
+        make_directory(&group)?;
+        enable_controllers(&group)?;
+        for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {
+            make_directory(&group.join(leaf))?;
+        }
+        self.limit(sandbox, limits)
+    }
+
+    fn attach_agent(&self, sandbox: &SandboxId, pid: Pid) -> io::Result<()> {
+        let leaf = self.group(sandbox).join(AGENT_LEAF);
+        write(&leaf, "cgroup.procs", &pid.as_raw_nonzero().to_string())
+    }
+
+    fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>> {
+        let path = self.group(sandbox).join(PAYLOAD_LEAF).join("cgroup.procs");
+        let file = OpenOptions::new().write(true).open(&path).map_err(named(&path))?;
+        Ok(vec![file.into()])
+    }
+
+    fn freeze(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.set_frozen(sandbox, "1")
+    }
+
+    fn thaw(&self, sandbox: &SandboxId) -> io::Result<()> {
+        self.set_frozen(sandbox, "0")
+    }
+
+    fn members(&self, sandbox: &SandboxId) -> io::Result<BTreeSet<i32>> {
+        let mut members = BTreeSet::new();
+        let group = self.group(sandbox);
+        for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {
+            pids_in(&group.join(leaf), &mut members)?;
+        }
+        Ok(members)
+    }
+
+    fn kill(&self, sandbox: &SandboxId) -> io::Result<()> {
+        // All at once, forks in flight included; kernels before 5.14 do not have it.
+        if write(&self.group(sandbox), "cgroup.kill", "1").is_ok() {
+            return Ok(());
+        }
+        let members = self.members(sandbox)?;
+        members.into_iter().try_for_each(|pid| kill_member(pid, sandbox.as_str()))
+    }
+
+    fn usage(&self, sandbox: &SandboxId) -> CgroupUse {
+        let group = self.group(sandbox);
+        let payload = group.join(PAYLOAD_LEAF);
+        CgroupUse {
+            memory_bytes: read_number(&group, "memory.current"),
+            memory_peak_bytes: read_number(&group, "memory.peak"),
+            pids: read_number(&group, "pids.current"),
+            cpu_usec: read_keyed(&group, "cpu.stat", "usage_usec"),
+            oom_kills: read_keyed(&payload, "memory.events", "oom_kill"),
+        }
+    }
+
+    fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
+        let group = self.group(sandbox);
+        for directory in [group.join(AGENT_LEAF), group.join(PAYLOAD_LEAF), group] {
+            remove_directory(&directory)?;
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<SandboxId>> {
+        sandboxes_in(&self.base)
+    }
+}
+
+fn parent_of_ours(root: &Path) -> PathBuf {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let mut group = root.join(own);
+    // After a restart we may sit in the leaf that an earlier launcher made.
+    if group.ends_with(LAUNCHER_LEAF) {
+        group.pop();
+    }
+    match is_delegated(&group) {
+        true => group,
+        false => root.to_path_buf(),
+    }
+}
+
+/// The leaf that holds this process where the rule demands one.
+const LAUNCHER_LEAF: &str = "sinew-launcher";
+
+/// systemd marks the group of a unit with `Delegate=yes`.
+fn is_delegated(group: &Path) -> bool {
+    ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        let mut value = [0_u8; 8];
+        let length = rustix::fs::getxattr(group, *name, &mut value);
+        length.is_ok_and(|length| value.get(..length) == Some(b"1"))
+    })
+}
+
+fn prepare(parent: &Path, base: &Path, prefix: &str) -> io::Result<()> {
+    // Only the real root has no type: every other group must be empty to have such children.
+    if parent.join("cgroup.type").exists() {
+        evacuate(parent, &parent.join(LAUNCHER_LEAF))?;
+    }
+    debug_assert!(base.ends_with(prefix));
+    enable_controllers(parent)?;
+    make_directory(base)?;
+    enable_controllers(base)
+}
+
+fn evacuate(group: &Path, leaf: &Path) -> io::Result<()> {
+    make_directory(leaf)?;
+    for _ in 0..EVACUATE_ROUNDS_MAX {
+        let mut members = BTreeSet::new();
+        pids_in(group, &mut members)?;
+        if members.is_empty() {
+            return Ok(());
+        }
+        for pid in members {
+            match write(leaf, "cgroup.procs", &pid.to_string()) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                // `named` keeps the kind only; a process that is gone is found gone next round.
+                Err(error) if !Path::new(&format!("/proc/{pid}")).exists() => drop(error),
+                other => other?,
+            }
+        }
+    }
+    Err(io::Error::other(format!("processes keep appearing in {}", group.display())))
+}
+
+fn enable_controllers(group: &Path) -> io::Result<()> {
+    let wanted: Vec<String> = CONTROLLERS.iter().map(|name| format!("+{name}")).collect();
+    write(group, "cgroup.subtree_control", &wanted.join(" "))
+}

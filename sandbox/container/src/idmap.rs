@@ -1,0 +1,84 @@
+//! Image and volume as id-mapped mounts, not yet attached anywhere.
+//!
+//! Stored ids are canonical; through these mounts they appear in the sandbox's range. A map is
+//! given to the kernel as a user namespace, so a process is started for a moment, in a new one.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitIdOptions};
+
+use crate::error::{StartError, at, system};
+use crate::spec::ID_RANGE;
+use crate::sys::{self, Cloned};
+
+/// The two layers of an overlay.
+pub struct Layers {
+    pub image: OwnedFd,
+    pub volume: OwnedFd,
+}
+
+impl Layers {
+    pub fn open(image_root: &Path, volume: &Path, id_base: u32) -> Result<Self, StartError> {
+        let range = format!("0 {id_base} {ID_RANGE}\n");
+        let image_map = map(&range)?;
+        // The overlay creates its own files in the upper layer as the one who mounted it, host
+        // root. Without an id for that one it comes up silently read-only.
+        let volume_map = map(&format!("{range}{ID_RANGE} 0 1\n"))?;
+        Ok(Self {
+            image: mapped_tree(image_root, image_map.as_fd(), sys::ATTR_RDONLY)?,
+            volume: mapped_tree(volume, volume_map.as_fd(), 0)?,
+        })
+    }
+}
+
+fn mapped_tree(path: &Path, map: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd, StartError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, path, flags).map_err(|errno| at("open", path)(errno.into()))?;
+    sys::mount_setattr(tree.as_fd(), attributes | sys::ATTR_IDMAP, Some(map))
+        .map_err(|errno| at("map the ids of", path)(errno.into()))?;
+    Ok(tree)
+}
+
+/// A user namespace with this map for users and groups, and no process in it.
+fn map(extents: &str) -> Result<OwnedFd, StartError> {
+    let (read, write) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("make a pipe")(e.into()))?;
+    // SAFETY: the child makes system calls only, and exits.
+    let cloned = unsafe { sys::clone_into(libc::CLONE_NEWUSER as u64) };
+    match cloned.map_err(|errno| system("make a user namespace")(errno.into()))? {
+        Cloned::Child => {
+            // It ends with us: then the only other writing end is closed.
+            drop(write);
+            let _ = rustix::io::read(&read, &mut [0_u8]);
+            sys::exit_now(0);
+        }
+        Cloned::Parent { pid, pidfd } => {
+            let opened = write_maps(pid, extents)
+                .and_then(|()| {
+                    File::open(format!("/proc/{pid}/ns/user", pid = pid.as_raw_nonzero()))
+                })
+                .map_err(system("write the id map of a mount"));
+            end(pidfd);
+            opened.map(OwnedFd::from)
+        }
+    }
+}
+
+/// Gives the user namespace that `pid` is in its ids.
+pub fn write_maps(pid: Pid, extents: &str) -> io::Result<()> {
+    let pid = pid.as_raw_nonzero();
+    fs::write(format!("/proc/{pid}/uid_map"), extents)?;
+    fs::write(format!("/proc/{pid}/gid_map"), extents)
+}
+
+fn end(pidfd: OwnedFd) {
+    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+    let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
+    let _ = rustix::process::waitid(id, WaitIdOptions::EXITED);
+}
