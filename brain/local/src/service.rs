@@ -194,7 +194,11 @@ async fn spoil_body(response: Response, fault: BodyFault) -> Result<Response, Ap
         tokio::time::sleep(pause).await;
         Ok::<Bytes, io::Error>(piece)
     });
-    let cut = stream::iter(broken.then(|| Err(io::Error::other("cut by a fault rule"))));
+    let cut = stream::iter(broken.then_some(())).then(|()| async {
+        // What came before must be written out first.
+        tokio::task::yield_now().await;
+        Err(io::Error::other("cut by a fault rule"))
+    });
     let mut response = Response::from_parts(parts, Body::from_stream(spoiled.chain(cut)));
     response.headers_mut().remove(header::CONTENT_LENGTH);
     Ok(response)

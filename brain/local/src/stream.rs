@@ -69,6 +69,9 @@ impl Line {
                 Some(End::Clean) => return None,
                 Some(End::Broken) => {
                     self.end = Some(End::Clean);
+                    // The connection writes out what it has when it finds nothing ready, and
+                    // throws it away when it finds an error.
+                    tokio::task::yield_now().await;
                     return Some(Err(io::Error::other("cut by a fault rule")));
                 }
                 None => {}

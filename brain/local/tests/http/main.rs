@@ -1,0 +1,5 @@
+//! The development brain over real HTTP.
+
+mod session;
+mod support;
+mod wire;
