@@ -96,6 +96,9 @@ impl CallRun {
             Some(Err(error @ ToolError::ConnectionLost(_))) => {
                 CallOutcome::ConnectionLost { why: line(&error) }
             }
+            Some(Err(error @ ToolError::OutcomeUnknown(_))) => {
+                CallOutcome::Unknown { why: line(&error) }
+            }
             None => self.kill(&cancelled).await,
         };
         let _ = outbox.tell(Inside::CallDone { call, outcome }).await;

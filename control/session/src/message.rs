@@ -89,6 +89,10 @@ pub enum CallOutcome {
     ConnectionLost {
         why: String,
     },
+    /// It may have run, and nobody knows how it ended.
+    Unknown {
+        why: String,
+    },
 }
 
 /// How the delivery of one result ended.

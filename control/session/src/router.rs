@@ -124,10 +124,6 @@ impl Router {
         self.calls.values().filter(|standing| matches!(standing, Standing::Held(_))).count()
     }
 
-    pub fn is_answered(&self, call: &ToolUseId) -> bool {
-        self.answered.contains(call)
-    }
-
     /// Takes in what an event says about calls, without acting on it.
     fn learn(&mut self, event: &Event) {
         match &event.kind {

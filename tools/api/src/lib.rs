@@ -82,6 +82,9 @@ pub enum ToolError {
     /// it: the caller connects again and joins it.
     #[error("the connection to the sandbox broke during the call")]
     ConnectionLost(#[source] sandbox_api::guest::client::ClientError),
+    /// The agent is there and has no outcome for a call that may have run.
+    #[error("the sandbox does not know what became of the call")]
+    OutcomeUnknown(#[source] sandbox_api::guest::client::ClientError),
 }
 
 // === impl ToolAnswer ===

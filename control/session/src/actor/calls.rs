@@ -244,7 +244,8 @@ impl Actor {
         let stage = Stage::Started(None);
         let answer = match outcome {
             CallOutcome::Answered(answer) => answer,
-            CallOutcome::Cancelled => interrupted_answer(),
+            CallOutcome::Unknown { why } if !interrupted => outcome_unknown_answer(&why),
+            CallOutcome::Cancelled | CallOutcome::Unknown { .. } => interrupted_answer(),
             CallOutcome::ConnectionLost { .. } if interrupted => interrupted_answer(),
             CallOutcome::ConnectionLost { why } => {
                 tracing::info!(session = %self.session, %call, %why, "lost sight of a call");
