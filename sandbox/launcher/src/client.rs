@@ -34,6 +34,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// For one request: starts take milliseconds, a stuck process tree is given up before this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Leaves room in a request for its number.
+const ASK_BYTES_MAX: usize = REQUEST_BYTES_MAX - 64;
+
 /// What this side calls itself to guest agents.
 const BUILD: &str = concat!("sinew ", env!("CARGO_PKG_VERSION"));
 
@@ -155,6 +158,10 @@ impl LauncherDriver {
 
     /// Asks, and asks again on a new connection when the one it went out on is lost.
     async fn ask(&self, ask: Ask) -> Result<Answer, Failed> {
+        if encode(&ask).len() > ASK_BYTES_MAX {
+            let why = "it is too long".to_owned();
+            return Err(Failed::Refused(Refusal::Bad { why }));
+        }
         let mut lost_before = false;
         loop {
             let link = self.link().await?;
@@ -217,6 +224,9 @@ impl SandboxDriver for LauncherDriver {
     ) -> Result<GuestClient, ConnectError> {
         let not_running = || ConnectError::NotRunning { sandbox: sandbox.clone(), epoch };
         let agent = |source| ConnectError::Agent { sandbox: sandbox.clone(), source };
+        if SandboxId::parse(sandbox.as_str()).is_none() {
+            return Err(not_running());
+        }
         let stream = match self.shared.layout.connect_agent(sandbox).and_then(from_std) {
             Ok(stream) => stream,
             Err(error) => {

@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -100,8 +100,9 @@ pub trait Containers: Send + Sync {
     /// Finds what must be watched of a container that an earlier launcher started.
     fn attach(&self, sandbox: &SandboxId, limits: &Limits) -> Result<Option<OomWatch>, PartError>;
 
-    /// Ends every process of the sandbox and removes what `start` made.
-    fn end(&self, sandbox: &SandboxId) -> Result<(), PartError>;
+    /// Ends every process of the sandbox and removes what `start` made. `init` is its first
+    /// process, where that is known; a child of ours is reaped.
+    fn end(&self, sandbox: &SandboxId, init: Option<BorrowedFd<'_>>) -> Result<(), PartError>;
 
     fn used(&self, sandbox: &SandboxId) -> SandboxUse;
 

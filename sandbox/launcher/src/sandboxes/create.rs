@@ -1,6 +1,8 @@
 //! Starting an epoch. Each step has its undo; after a failure nothing of the attempt is left, but
 //! for a record that says why when there was a sandbox before.
 
+use std::any::Any;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, MutexGuard};
 
 use base_types::{Epoch, SandboxId, VolumeId};
@@ -9,7 +11,7 @@ use sandbox_api::{RestoredFrom, Sandbox, SandboxSpec, Tier};
 use super::end::end_waiters;
 use super::{Live, RUNNING_MAX, Sandboxes, Slot, Work};
 use crate::lock;
-use crate::parts::{OpenImage, Shape, StartContainer, Started};
+use crate::parts::{OomWatch, OpenImage, Shape, StartContainer};
 use crate::ranges::TakeRangeError;
 use crate::table::{IdRange, Phase, Record};
 use crate::wire::Refusal;
@@ -151,25 +153,26 @@ impl Sandboxes {
             shape,
             listener,
         })?;
-        self.show_running(slot, record, range, started, image.in_use).inspect_err(|_| {
-            if let Err(error) = self.parts.containers.end(&record.sandbox) {
+        let init = Arc::new(started.pidfd);
+        let oom = started.oom.map(Arc::new);
+        let phase = Phase::Running { range, init: started.init, boot: self.boot.clone() };
+        let live = self
+            .record(slot, Record { phase, ever_ran: true, ..record.clone() })
+            .and_then(|()| self.watched(record, init.clone(), oom, image.in_use));
+        live.inspect_err(|_| {
+            if let Err(error) = self.parts.containers.end(&record.sandbox, Some(init.as_fd())) {
                 tracing::error!(sandbox = %record.sandbox, %error, "cannot undo a start");
             }
         })
     }
 
-    fn show_running(
+    pub(super) fn watched(
         &self,
-        slot: &Slot,
         record: &Record,
-        range: IdRange,
-        started: Started,
-        image_in_use: Box<dyn std::any::Any + Send>,
+        pidfd: Arc<OwnedFd>,
+        oom: Option<Arc<OomWatch>>,
+        image_in_use: Box<dyn Any + Send>,
     ) -> Result<Live, Refusal> {
-        let Started { init, pidfd, oom } = started;
-        let (pidfd, oom) = (Arc::new(pidfd), oom.map(Arc::new));
-        let phase = Phase::Running { range, init, boot: self.boot.clone() };
-        self.record(slot, Record { phase, ever_ran: true, ..record.clone() })?;
         let watch = self
             .watcher
             .add(&record.sandbox, record.epoch, pidfd.clone(), oom.clone())

@@ -1,11 +1,10 @@
 //! Ending an epoch: asked for, seen, or because memory ran out.
 
+use std::os::fd::AsFd;
 use std::sync::MutexGuard;
 
 use base_types::{SandboxId, VolumeId};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
 use sandbox_api::Vitality;
-use std::os::fd::AsFd;
 
 use super::{Live, Sandboxes, Slot, Work};
 use crate::lock;
@@ -88,13 +87,13 @@ impl Sandboxes {
         let Some(record) = slot.snapshot() else { return Ok(()) };
         let Some(range) = record.range() else { return Ok(()) };
         let sandbox = record.sandbox.clone();
+        let init = work.live.as_ref().map(|live| live.pidfd.as_fd());
         self.parts
             .containers
-            .end(&sandbox)
+            .end(&sandbox, init)
             .map_err(|error| Refusal::Stuck { why: error.to_string() })?;
         if let Some(live) = work.live.take() {
             self.watcher.remove(live.watch);
-            live.reap();
         }
         if let Err(error) = self.layout.unlink_agent(&sandbox) {
             tracing::warn!(%sandbox, %error, "cannot remove the agent's socket");
@@ -160,14 +159,6 @@ impl Live {
     /// Whether memory ran out, where the agent's end was seen before the shortage was.
     fn ran_out(&self) -> bool {
         self.oom.as_ref().is_some_and(|oom| oom.is_ready() && (oom.happened)(&oom.ready))
-    }
-
-    /// Takes the exit status, so that no zombie stays. The child of an earlier launcher is init's.
-    fn reap(&self) {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        if let Ok(Some(status)) = waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-            tracing::debug!(?status, "the agent's exit status");
-        }
     }
 }
 

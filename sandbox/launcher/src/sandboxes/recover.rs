@@ -84,7 +84,7 @@ impl Sandboxes {
             return None;
         };
         found.ended += 1;
-        if let Err(error) = self.parts.containers.end(&sandbox) {
+        if let Err(error) = self.parts.containers.end(&sandbox, None) {
             found.warnings.push(format!("clean up after {sandbox}: {error}"));
         }
         if let Err(refusal) = self.record(&slot, Record { phase, ..record }) {
@@ -126,10 +126,6 @@ impl Sandboxes {
             .attach(&record.sandbox, &record.limits)
             .map_err(|error| error.to_string())?
             .map(Arc::new);
-        let watch = self
-            .watcher
-            .add(&record.sandbox, record.epoch, pidfd.clone(), oom.clone())
-            .map_err(|error| error.to_string())?;
         let image_in_use: Box<dyn std::any::Any + Send> =
             match self.parts.images.open(&record.image) {
                 Ok(Some(OpenImage { in_use, .. })) => in_use,
@@ -141,7 +137,8 @@ impl Sandboxes {
                     Box::new(())
                 }
             };
-        Ok(Some(Live { pidfd, oom, watch, image_in_use }))
+        let live = self.watched(record, pidfd, oom, image_in_use);
+        live.map(Some).map_err(|refusal| refusal.to_string())
     }
 
     fn sweep_sockets(&self, running: &[SandboxId]) -> io::Result<()> {
