@@ -1,0 +1,73 @@
+//! Environment keys: where one is read from, and what must not be one.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use base_types::Secret;
+
+/// Keys have some hundred bytes; a file far longer is not a key.
+const KEY_BYTES_MAX: u64 = 16 << 10;
+
+/// Why a key cannot be used. Never its value.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum KeyError {
+    #[error("cannot be read ({0})")]
+    Unreadable(io::Error),
+    #[error("is not a file")]
+    NotAFile,
+    #[error("may be read by others (mode {0:04o})")]
+    Open(u32),
+    #[error("is empty")]
+    Empty,
+    #[error("does not hold a key: it is longer than {KEY_BYTES_MAX} bytes")]
+    TooLong,
+    #[error(
+        "does not hold a key: it has a space, a line break or another character that no key has"
+    )]
+    NotAKey,
+}
+
+/// How the brain's keys begin.
+pub(crate) const PREFIX: &str = "sk-ant-";
+
+/// A text that begins as the brain's keys do, whatever it was written for.
+pub(crate) fn looks_like_one(text: &str) -> bool {
+    text.trim_start().starts_with(PREFIX)
+}
+
+pub(crate) fn read_file(path: &Path) -> Result<Secret, KeyError> {
+    // Asked before it is opened, so that a pipe does not block and a device is not touched; asked
+    // again of what was opened.
+    check(&std::fs::metadata(path).map_err(KeyError::Unreadable)?)?;
+    let file = File::open(path).map_err(KeyError::Unreadable)?;
+    check(&file.metadata().map_err(KeyError::Unreadable)?)?;
+    let mut text = String::new();
+    file.take(KEY_BYTES_MAX + 1).read_to_string(&mut text).map_err(KeyError::Unreadable)?;
+    let text = Secret::new(text);
+    match text.expose().len() as u64 > KEY_BYTES_MAX {
+        true => Err(KeyError::TooLong),
+        false => parse(text.expose()),
+    }
+}
+
+fn check(metadata: &Metadata) -> Result<(), KeyError> {
+    match (metadata.is_file(), metadata.mode() & 0o077) {
+        (false, _) => Err(KeyError::NotAFile),
+        (true, 0) => Ok(()),
+        (true, _) => Err(KeyError::Open(metadata.permissions().mode() & 0o7777)),
+    }
+}
+
+/// A key travels in a header: visible ASCII only.
+pub(crate) fn parse(text: &str) -> Result<Secret, KeyError> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(KeyError::Empty);
+    }
+    match text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(Secret::new(text)),
+        false => Err(KeyError::NotAKey),
+    }
+}
