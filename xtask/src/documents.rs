@@ -4,6 +4,9 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
+use anyhow::Context;
+
+use crate::ci::cargo;
 use crate::report::Outcome;
 use crate::source::{code_only, functions};
 use crate::workspace::Workspace;
@@ -38,6 +41,46 @@ pub fn check(workspace: &Workspace) -> anyhow::Result<Outcome> {
     let summary =
         format!("{} documents, {links} links, {} promises tested", documents.len(), named.len());
     Ok(Outcome::new(summary, findings))
+}
+
+/// The pages that `sinew reference` prints, and the folder they are kept in.
+const REFERENCE_PAGES: &[&str] = &["config", "cli", "api", "errors"];
+const REFERENCE_FOLDER: &str = "docs/user";
+
+/// The generated reference is what the program prints now.
+pub fn check_reference(workspace: &Workspace) -> anyhow::Result<Outcome> {
+    let mut findings = Vec::new();
+    for page in REFERENCE_PAGES {
+        let path = reference_path(page);
+        let kept = workspace.read(&path).unwrap_or_default();
+        if kept != print_reference(workspace, page)? {
+            findings.push(format!("{path} is out of date: run `cargo xtask reference --update`"));
+        }
+    }
+    Ok(Outcome::new(format!("{} generated pages", REFERENCE_PAGES.len()), findings))
+}
+
+pub fn update_reference(workspace: &Workspace) -> anyhow::Result<Outcome> {
+    std::fs::create_dir_all(workspace.root.join(REFERENCE_FOLDER))?;
+    for page in REFERENCE_PAGES {
+        let text = print_reference(workspace, page)?;
+        std::fs::write(workspace.root.join(reference_path(page)), text)?;
+    }
+    Ok(Outcome::new(format!("{REFERENCE_FOLDER} written"), Vec::new()))
+}
+
+fn reference_path(page: &str) -> String {
+    format!("{REFERENCE_FOLDER}/{page}.md")
+}
+
+fn print_reference(workspace: &Workspace, page: &str) -> anyhow::Result<String> {
+    let output = cargo(&["run", "--quiet", "--locked", "-p", "sinew", "--", "reference", page])
+        .current_dir(&workspace.root)
+        .output()
+        .context("run `sinew reference`")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "`sinew reference {page}` failed: {}", errors.trim());
+    String::from_utf8(output.stdout).context("the reference is not UTF-8")
 }
 
 /// `[text](target)` outside code, without those that leave the tree.

@@ -52,6 +52,12 @@ enum Task {
     Licences,
     /// Links resolve, promises name tests that exist, README has its two commands.
     Docs,
+    /// The reference in docs/user is what the program prints.
+    Reference {
+        /// Write it anew.
+        #[arg(long)]
+        update: bool,
+    },
     /// The tests alone, with the count of what was skipped.
     Test,
     /// The tests over and over, with more random cases.
@@ -81,6 +87,8 @@ fn main() -> ExitCode {
         Task::Tidy => one("tidy", tidy::check),
         Task::Licences => one("licences", licences::check),
         Task::Docs => one("docs", documents::check),
+        Task::Reference { update: true } => one("reference", documents::update_reference),
+        Task::Reference { update: false } => one("reference", documents::check_reference),
         Task::Test => tests_run::run_and_report(&workspace),
         Task::Soak { minutes } => soak::run(&workspace, minutes),
     };

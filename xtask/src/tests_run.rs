@@ -35,6 +35,10 @@ pub fn run_and_report(workspace: &Workspace) -> bool {
     counts.failed == 0
 }
 
+/// Where images are kept unless `SINEW_IMAGES` says otherwise: outside the tree, so that a fresh
+/// clone finds them.
+const IMAGES: &str = "/var/cache/sinew/images";
+
 /// Builds what tests start as processes, makes the images they run from, then runs every test.
 pub fn run(workspace: &Workspace) -> Counts {
     let start = Instant::now();
@@ -61,10 +65,16 @@ pub fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
     };
     must("build of the binary", &["build", "--quiet", "--locked", "-p", "sinew"])?;
     must("build of the tests", &["test", "--quiet", "--locked", "--workspace", "--no-run"])?;
-    if std::env::var_os("SINEW_IMAGES").is_none() {
-        return Ok(());
-    }
-    must("image", &["run", "--quiet", "--locked", "-p", "sinew", "--", "image", "build"])
+    let images = std::env::var_os("SINEW_IMAGES").unwrap_or_else(|| IMAGES.into());
+    let image = ["run", "--quiet", "--locked", "-p", "sinew", "--", "image", "build", "--images"];
+    let build = |more: &[&str]| {
+        let mut command = cargo(&image);
+        let status = command.arg(&images).args(more).current_dir(&workspace.root).status();
+        anyhow::ensure!(status.context("run cargo")?.success(), "image build failed (above)");
+        Ok(())
+    };
+    build(&["--minimal"])?;
+    build(&[])
 }
 
 /// With these environment variables beside our own.
