@@ -15,8 +15,9 @@ pub struct BootArgs {
     pub output_fd: i32,
     /// `NAME=VALUE` texts, each ended by NUL: the profile's environment of tools.
     pub env_fd: Option<i32>,
-    /// An open `cgroup.procs` of the leaf for payload: what the agent starts is moved there.
-    pub payload_procs_fd: Option<i32>,
+    /// Open `cgroup.procs` of the leaf for payload: what the agent starts is moved there. One, or
+    /// one for each hierarchy of cgroup v1; the argument is repeated.
+    pub payload_procs_fds: Vec<i32>,
     pub epoch: u64,
     pub tool_uid: u32,
     pub tool_gid: u32,
@@ -69,7 +70,7 @@ impl BootArgs {
             listen_fd,
             output_fd,
             env_fd: None,
-            payload_procs_fd: None,
+            payload_procs_fds: Vec::new(),
             epoch,
             tool_uid: 1000,
             tool_gid: 1000,
@@ -92,8 +93,8 @@ impl BootArgs {
         if let Some(fd) = self.env_fd {
             put(ENV_FD, &fd);
         }
-        if let Some(fd) = self.payload_procs_fd {
-            put(PAYLOAD_PROCS_FD, &fd);
+        for fd in &self.payload_procs_fds {
+            put(PAYLOAD_PROCS_FD, fd);
         }
         put(EPOCH, &self.epoch);
         put(TOOL_UID, &self.tool_uid);
@@ -115,7 +116,7 @@ impl BootArgs {
                 LISTEN_FD => boot.listen_fd = number(&name, &value)?,
                 OUTPUT_FD => boot.output_fd = number(&name, &value)?,
                 ENV_FD => boot.env_fd = Some(number(&name, &value)?),
-                PAYLOAD_PROCS_FD => boot.payload_procs_fd = Some(number(&name, &value)?),
+                PAYLOAD_PROCS_FD => boot.payload_procs_fds.push(number(&name, &value)?),
                 EPOCH => boot.epoch = number(&name, &value)?,
                 TOOL_UID => boot.tool_uid = number(&name, &value)?,
                 TOOL_GID => boot.tool_gid = number(&name, &value)?,
@@ -183,7 +184,7 @@ mod tests {
         let mut boot = BootArgs::new(3, 4, 7);
         assert_eq!(BootArgs::parse(boot.to_args()), Ok(boot.clone()));
         boot.env_fd = Some(5);
-        boot.payload_procs_fd = Some(6);
+        boot.payload_procs_fds = vec![6, 7];
         boot.tools_as = ToolsAs::Root;
         boot.workdir = "/srv/w".into();
         assert_eq!(BootArgs::parse(boot.to_args()), Ok(boot));
