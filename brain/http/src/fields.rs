@@ -13,10 +13,11 @@ use crate::config::ID_BYTES_MAX;
 
 /// Every field of every object this crate reads. What is not here is never kept, so that an
 /// object of a million fields costs nothing.
-const READ: [&str; 38] = [
+const READ: [&str; 41] = [
     "agent",
     "custom_tool_use_id",
     "data",
+    "depth",
     "details",
     "environment_id",
     "error",
@@ -35,6 +36,7 @@ const READ: [&str; 38] = [
     "mount_path",
     "name",
     "next_page",
+    "pending",
     "request_id",
     "resources",
     "result",
@@ -52,6 +54,7 @@ const READ: [&str; 38] = [
     "type",
     "url",
     "version",
+    "workers_polling",
 ];
 
 /// The fields of one object, unread.

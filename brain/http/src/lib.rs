@@ -35,6 +35,7 @@ use brain_api::{Brain, BrainError, BrainSession, ExpectedBeat, Heartbeat, ItemTo
 
 use client::Client;
 pub use config::{DEFAULT_BASE_URL, HttpBrainConfig, NewHttpBrainError, Timeouts};
+pub use queue::QueueStats;
 use session::HttpSession;
 
 /// One environment of a brain that is reached over HTTP.
@@ -48,6 +49,12 @@ impl HttpBrain {
     pub fn new(config: HttpBrainConfig) -> Result<Self, NewHttpBrainError> {
         let environment = config.environment.clone();
         Ok(Self { client: Arc::new(Client::new(config)?), environment })
+    }
+
+    /// Asks with the environment key and claims nothing: tells whether brain, environment and key
+    /// fit together.
+    pub async fn queue_stats(&self) -> Result<QueueStats, BrainError> {
+        queue::stats(&self.client, &self.environment).await
     }
 }
 

@@ -30,6 +30,7 @@ const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 const FORCE_STOP: &[u8] = br#"{"force":true}"#;
 
 const POLL: &str = "poll for work";
+const STATS: &str = "ask for the state of the queue";
 const BEAT: &str = "send a heartbeat";
 
 /// URL-safe base64, with or without padding and stray bits: a brain that adds either means the
@@ -112,6 +113,44 @@ pub(crate) async fn stop(client: &Client, item: Item<'_>) -> Result<(), BrainErr
     call.body = Bytes::from_static(FORCE_STOP);
     call.rules.settled = Some(StatusCode::CONFLICT);
     client.call(call).await.map(drop)
+}
+
+/// What the queue says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Items that can be claimed.
+    pub depth: u64,
+    /// Items polled and not yet acknowledged.
+    pub pending: u64,
+    /// Workers seen in the last half minute, where the brain counts them.
+    pub workers_polling: Option<u64>,
+}
+
+pub(crate) async fn stats(
+    client: &Client,
+    environment: &EnvironmentId,
+) -> Result<QueueStats, BrainError> {
+    let call = Call {
+        request: STATS,
+        method: Method::GET,
+        url: client.url(&["v1", "environments", environment.as_str(), "work", "stats"]),
+        credential: client.key(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        // Somebody waits at a terminal: one attempt, as long as a beat may take.
+        rules: Rules { attempts: 1, ..client.beat_rules(WORK_BYTES_MAX) },
+    };
+    let body = client.call(call).await?;
+    let text = body_text(&body);
+    let fields = Fields::parse(text.trim());
+    let stats = fields.and_then(|fields| {
+        Some(QueueStats {
+            depth: fields.read("depth")?,
+            pending: fields.read("pending").unwrap_or_default(),
+            workers_polling: fields.read("workers_polling"),
+        })
+    });
+    stats.ok_or_else(|| garbage(STATS, "the answer is not the state of a queue"))
 }
 
 fn post<'a>(request: &'static str, client: &'a Client, item: Item<'_>, action: &str) -> Call<'a> {

@@ -111,6 +111,25 @@ async fn a_long_wait_is_the_callers_and_a_beat_waits_for_none() {
     let (error, requests) =
         fail("heartbeat", vec![answer(429, "").header("retry-after", "5")]).await;
     assert_eq!((error.kind, requests), (transient(Some(5_000)), 1));
+    let (error, _) = fail("send", vec![answer(503, "").header("retry-after-ms", "70")]).await;
+    assert_eq!(error.kind, transient(Some(70)));
+}
+
+#[tokio::test]
+async fn the_state_of_the_queue_is_asked_for_once_with_the_key() {
+    let stats = r#"{"type":"work_queue_stats","depth":3,"pending":1,"workers_polling":null}"#;
+    let brain =
+        ScriptedBrain::start([answer(200, stats), answer(401, ""), answer(200, "{}")]).await;
+    let client = brain.client();
+    let stats = client.queue_stats().await.unwrap();
+    assert_eq!((stats.depth, stats.pending, stats.workers_polling), (3, 1, None));
+    let refused = client.queue_stats().await.unwrap_err().kind;
+    assert_eq!(refused, BrainErrorKind::Unauthorized { status: 401 });
+    assert_eq!(client.queue_stats().await.unwrap_err().kind, transient(None));
+    for seen in brain.seen() {
+        assert_eq!(seen.target, "/v1/environments/env_1/work/stats");
+        assert_eq!(seen.credential(), "key");
+    }
 }
 
 #[tokio::test]
