@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use crate::build::BuildImageError;
 use crate::progress::{LineReader, Progress};
 use crate::recipe::{Recipe, SUITE};
+use crate::sources::host_proxies;
 
 /// What an error shows of the output: apt's own message is in its last lines.
 const TAIL_LINES: usize = 12;
@@ -74,6 +75,9 @@ impl Bootstrap<'_> {
             .env("DEBIAN_FRONTEND", "noninteractive");
         if !self.recipe.packages.is_empty() {
             command.arg(format!("--include={}", self.recipe.packages.join(",")));
+        }
+        for proxy in host_proxies() {
+            command.arg(format!("--aptopt={proxy}"));
         }
         for option in DPKG_OPTIONS {
             command.arg(format!("--dpkgopt={option}"));

@@ -269,7 +269,14 @@ fn finish(rootfs: &Path) -> Result<(), BuildImageError> {
         let path = rootfs.join(name);
         empty(&path).map_err(error(&path))?;
     }
-    for name in ["var/cache/ldconfig/aux-cache", "var/log/dpkg.log", "var/log/bootstrap.log"] {
+    // The first one names the host's proxy.
+    let leftovers = [
+        "etc/apt/apt.conf.d/99mmdebstrap",
+        "var/cache/ldconfig/aux-cache",
+        "var/log/dpkg.log",
+        "var/log/bootstrap.log",
+    ];
+    for name in leftovers {
         remove_tree(&rootfs.join(name)).map_err(error(&rootfs.join(name)))?;
     }
     Ok(())

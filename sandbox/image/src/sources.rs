@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use crate::recipe::SUITE;
 
@@ -27,6 +28,23 @@ pub(crate) fn host_sources(etc_apt: &Path) -> Vec<String> {
     parts.sort();
     parts.iter().for_each(|path| read(path));
     entries
+}
+
+/// The host's proxies for apt, as lines of its configuration. They are for the build only: the
+/// caller keeps them out of the image.
+pub(crate) fn host_proxies() -> Vec<String> {
+    let dump = Command::new("apt-config").args(["dump", "Acquire"]).output();
+    // Without apt on the host there is no proxy of apt's either.
+    let text = dump.map(|output| output.stdout).unwrap_or_default();
+    proxies(&String::from_utf8_lossy(&text))
+}
+
+fn proxies(dump: &str) -> Vec<String> {
+    let is_proxy = |line: &&str| {
+        let key = line.split(' ').next().unwrap_or_default();
+        key.starts_with("Acquire::") && key.split("::").any(|part| part == "Proxy")
+    };
+    dump.lines().filter(is_proxy).map(str::to_owned).collect()
 }
 
 /// Without the user and password that a private mirror's address may carry: no credential enters
@@ -121,6 +139,20 @@ mod tests {
                 "deb [arch=amd64] http://mirror/debian bookworm main",
                 "deb [signed-by=/usr/share/keyrings/k.gpg] http://security/debian-security \
                  bookworm-security main",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_proxies_are_taken_from_apts_configuration() {
+        let dump = "Acquire \"\";\nAcquire::Retries \"3\";\n\
+                    Acquire::http::Proxy \"http://proxy:3128\";\n\
+                    Acquire::http::Proxy::mirror \"DIRECT\";\n";
+        assert_eq!(
+            proxies(dump),
+            [
+                "Acquire::http::Proxy \"http://proxy:3128\";",
+                "Acquire::http::Proxy::mirror \"DIRECT\";"
             ]
         );
     }

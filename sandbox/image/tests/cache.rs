@@ -173,13 +173,9 @@ fn a_failed_build_leaves_nothing_and_says_what_to_do() {
     // What a killed build leaves is removed by the next one, which itself fails here: nobody
     // listens on that port.
     fs::create_dir_all(store.dir().join(".building-1-2/rootfs/etc")).unwrap();
-    let options = BuildOptions {
-        force: false,
-        mirror: Some("deb [trusted=yes] http://127.0.0.1:9/debian bookworm main".to_owned()),
-    };
     let mut stages = Vec::new();
     let error = store
-        .build(&Recipe::minimal(), &options, &mut |progress| stages.push(progress.stage))
+        .build(&Recipe::minimal(), &no_source(), &mut |progress| stages.push(progress.stage))
         .unwrap_err();
     assert!(matches!(error, BuildImageError::NoSources { .. }), "{error}");
     assert!(error.to_string().contains("check the network"), "{error}");
@@ -187,6 +183,33 @@ fn a_failed_build_leaves_nothing_and_says_what_to_do() {
     let left: Vec<_> =
         fs::read_dir(store.dir()).unwrap().flatten().map(|e| e.file_name()).collect();
     assert_eq!(left, ["build.lock"]);
+}
+
+/// Nobody listens there, so that a build ends soon and in a known way.
+fn no_source() -> BuildOptions {
+    let mirror = "deb [trusted=yes] http://127.0.0.1:9/debian bookworm main".to_owned();
+    BuildOptions { force: false, mirror: Some(mirror) }
+}
+
+#[test]
+fn builds_of_one_cache_take_turns() {
+    if !can_build("builds_of_one_cache_take_turns") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(&dir.path().join("images")).unwrap();
+    let other = fs::File::create(store.dir().join("build.lock")).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let (sender, stages) = std::sync::mpsc::channel();
+    let build = std::thread::spawn(move || {
+        let mut tell = |progress: sandbox_image::Progress| sender.send(progress.stage).unwrap();
+        store.build(&Recipe::minimal(), &no_source(), &mut tell).unwrap_err()
+    });
+    assert_eq!(stages.recv().unwrap(), Stage::Waiting);
+    assert!(stages.try_recv().is_err(), "it did not wait");
+    drop(other);
+    assert_eq!(stages.recv().unwrap(), Stage::Downloading);
+    assert!(matches!(build.join().unwrap(), BuildImageError::NoSources { .. }));
 }
 
 /// Set for the process that this test kills: the cache it builds in.
@@ -231,11 +254,7 @@ fn a_killed_build_leaves_no_image_no_mount_and_no_process() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(&*tree.to_string_lossy()), "{mounts}");
     assert!(store.list().unwrap().is_empty());
-    let options = BuildOptions {
-        force: false,
-        mirror: Some("deb [trusted=yes] http://127.0.0.1:9/debian bookworm main".to_owned()),
-    };
-    store.build(&Recipe::minimal(), &options, &mut |_| {}).unwrap_err();
+    store.build(&Recipe::minimal(), &no_source(), &mut |_| {}).unwrap_err();
     assert!(!tree.exists());
 }
 
