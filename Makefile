@@ -2,7 +2,12 @@
 
 # Built images outlive the clone: building one takes minutes, using it none.
 export SINEW_IMAGES ?= /var/cache/sinew/images
-# The folder of the optimised binary that `demo` and `bench` run.
+# A machine that cannot fetch the pinned toolchain may have the same one under another name; a
+# version that is too old is still refused, by `rust-version` in Cargo.toml.
+ifneq ($(shell cargo --version >/dev/null 2>&1 && echo found),found)
+export RUSTUP_TOOLCHAIN ?= stable
+endif
+# The optimised binary that `demo` and `bench` run.
 DEMO_BIN := target/demo/sinew
 BENCHES ?= container-start exec tool-call
 SOAK_MINUTES ?= 60
@@ -39,5 +44,7 @@ soak:
 bench:
 	@scripts/setup.sh bench
 	cargo build --quiet --profile demo -p sinew
-	@$(DEMO_BIN) bench $(BENCHES) --json
-	@echo 'bench: done'
+	@mkdir -p bench/results
+	@$(DEMO_BIN) bench $(BENCHES) --json >bench/results/latest.jsonl
+	@cat bench/results/latest.jsonl
+	@echo 'bench: ok (kept in bench/results/latest.jsonl)'
