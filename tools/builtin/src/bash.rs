@@ -45,23 +45,8 @@ impl Tool for Bash {
     }
 
     async fn run(&self, context: &ToolContext<'_>, input: &Value) -> Result<ToolAnswer, ToolError> {
-        let answer = match answer(context, input).await {
-            Ok(answer) => answer,
-            Err(NoOutcome::Answer(answer)) => *answer,
-            Err(NoOutcome::Lost(error)) => return Err(error),
-        };
-        Ok(with_notice(answer, context.notice.as_deref()))
+        call::conclude(answer(context, input).await, context.notice.as_deref())
     }
-}
-
-/// A sentence that must reach the model stands before everything else.
-pub fn with_notice(mut answer: ToolAnswer, notice: Option<&str>) -> ToolAnswer {
-    let Some(notice) = notice else { return answer };
-    match answer.content.first_mut() {
-        Some(Block::Text { text }) => *text = format!("{notice}\n{text}"),
-        _ => answer.content.insert(0, Block::text(notice)),
-    }
-    answer
 }
 
 async fn answer(context: &ToolContext<'_>, input: &Value) -> Result<ToolAnswer, NoOutcome> {
@@ -431,19 +416,5 @@ mod tests {
         assert_eq!(request(Some(1_800_000)).timeout(LIMITS).unwrap(), LIMITS.bash_max);
         let refused = request(Some(1_800_001)).timeout(LIMITS).unwrap_err();
         assert!(text(&refused).contains("the most is 1800000"), "{refused:?}");
-    }
-
-    #[test]
-    fn a_notice_stands_first_before_text_and_before_a_picture() {
-        let answer = with_notice(ToolAnswer::error("no"), Some("[lost]"));
-        assert_eq!(text(&answer), "[lost]\nno");
-        let image = Block::Image { media_type: "image/png".into(), data: String::new() };
-        let picture = ToolAnswer {
-            content: vec![image.clone()],
-            is_error: false,
-            summary: String::new(),
-            exit_code: None,
-        };
-        assert_eq!(with_notice(picture, Some("[lost]")).content, [Block::text("[lost]"), image]);
     }
 }

@@ -1,5 +1,6 @@
 //! One call at the guest agent: started once, waited for, and what to say when that fails.
 
+use brain_api::Block;
 use guest_protocol::client::ClientError;
 use guest_protocol::wire::ErrorCode;
 use guest_protocol::{CallSpec, CallState, Outcome};
@@ -32,6 +33,27 @@ pub async fn run(
         Ok(CallState::Unknown) => Err(unknown(tool, "the sandbox did not take the call")),
         Err(error) => Err(failed_to_start(tool, error)),
     }
+}
+
+/// The end of every tool: an answer of whatever origin, with what the model must know before it.
+pub fn conclude(
+    ended: Result<ToolAnswer, NoOutcome>,
+    notice: Option<&str>,
+) -> Result<ToolAnswer, ToolError> {
+    match ended {
+        Ok(answer) => Ok(with_notice(answer, notice)),
+        Err(NoOutcome::Answer(answer)) => Ok(with_notice(*answer, notice)),
+        Err(NoOutcome::Lost(error)) => Err(error),
+    }
+}
+
+fn with_notice(mut answer: ToolAnswer, notice: Option<&str>) -> ToolAnswer {
+    let Some(notice) = notice else { return answer };
+    match answer.content.first_mut() {
+        Some(Block::Text { text }) => *text = format!("{notice}\n{text}"),
+        _ => answer.content.insert(0, Block::text(notice)),
+    }
+    answer
 }
 
 fn failed_to_start(tool: &'static str, error: ClientError) -> NoOutcome {
@@ -68,4 +90,23 @@ fn unknown(tool: &'static str, why: &str) -> NoOutcome {
     ));
     answer.summary = "outcome unknown".to_owned();
     NoOutcome::Answer(Box::new(answer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_stands_first_before_text_and_before_a_picture() {
+        let answer = with_notice(ToolAnswer::error("no"), Some("[lost]"));
+        assert_eq!(answer.content, [Block::text("[lost]\nno")]);
+        let image = Block::Image { media_type: "image/png".into(), data: String::new() };
+        let picture = ToolAnswer {
+            content: vec![image.clone()],
+            is_error: false,
+            summary: String::new(),
+            exit_code: None,
+        };
+        assert_eq!(with_notice(picture, Some("[lost]")).content, [Block::text("[lost]"), image]);
+    }
 }

@@ -11,7 +11,6 @@ use guest_protocol::{
 use serde_json::Value;
 use tools_api::{Idempotency, Tool, ToolAnswer, ToolContext, ToolError};
 
-use crate::bash::with_notice;
 use crate::call::{self, NoOutcome, REASON_CHARS_MAX, failed_later};
 use crate::input::{self, Field, Input, Kind};
 use crate::text::{NO_OUTPUT, line};
@@ -61,12 +60,7 @@ impl Tool for FileTool {
     }
 
     async fn run(&self, context: &ToolContext<'_>, input: &Value) -> Result<ToolAnswer, ToolError> {
-        let answer = match self.answer(context, input).await {
-            Ok(answer) => answer,
-            Err(NoOutcome::Answer(answer)) => *answer,
-            Err(NoOutcome::Lost(error)) => return Err(error),
-        };
-        Ok(with_notice(answer, context.notice.as_deref()))
+        call::conclude(self.answer(context, input).await, context.notice.as_deref())
     }
 }
 
