@@ -38,4 +38,4 @@ pub use parts::{
     Chosen, EnvironmentParts, EnvironmentStatus, HandsParts, Profiles, SessionFacts, Shape,
     Tenancy, Timeouts,
 };
-pub use seal::{SealError, Sealer};
+pub use seal::{KEY_BYTES, SealError, Sealer};

@@ -1,0 +1,313 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use base_types::{HumanDuration, SessionId};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The hands for AI agents: runs the tool calls of agent sessions in sandboxes of your own.
+#[derive(Debug, Parser)]
+#[command(name = "sinew", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Start with `sinew doctor`; see it work with `sinew demo`.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the sessions of the configured environments
+    Serve(ServeArgs),
+    /// Run the development brain: a scripted stand-in for the agent service
+    Brain(BrainArgs),
+    /// Show everything at work on a temporary installation, then remove it
+    Demo(DemoArgs),
+    /// Check this machine and this installation, with a fix for what is wrong
+    Doctor(DoctorArgs),
+    /// Build and list the images that sandboxes run from
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look at sessions and stop them
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Run a program in a session's sandbox
+    Exec(ExecArgs),
+    /// Measure this machine against our goals
+    Bench(BenchArgs),
+    /// Run the privileged launcher (`serve` starts it where nobody else does)
+    #[command(hide = true)]
+    Launcher(crate::cmd::launcher::LauncherArgs),
+    /// Print a generated reference page
+    #[command(hide = true)]
+    Reference(ReferenceArgs),
+}
+
+/// Which installation.
+#[derive(Clone, Debug, Args)]
+pub struct DataArgs {
+    /// The installation's directory [default: /var/lib/sinew for root, else ~/.local/share/sinew]
+    #[arg(long, value_name = "DIR", env = "SINEW_DATA")]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ImagesArgs {
+    /// The image cache; installations may share one [default: images/ in the data directory]
+    #[arg(long, value_name = "DIR", env = "SINEW_IMAGES")]
+    pub images: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct JsonArgs {
+    /// Print JSON with stable keys instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    /// The configuration file; not needed when ANTHROPIC_ENVIRONMENT_ID and
+    /// ANTHROPIC_ENVIRONMENT_KEY are set
+    #[arg(long, value_name = "FILE", env = "SINEW_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Open the API's socket to this group, by number
+    #[arg(long, value_name = "GID")]
+    pub socket_group: Option<u32>,
+    /// How log lines on stderr look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "SINEW_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct BrainArgs {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8484")]
+    pub listen: SocketAddr,
+    /// A directory of scenario files (NAME.toml), beside the built-in ones
+    #[arg(long, value_name = "DIR")]
+    pub scenarios: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// The image cache that stays between runs
+    #[arg(long, value_name = "DIR", env = "SINEW_IMAGES", default_value = crate::installation::SHARED_IMAGES)]
+    pub images: PathBuf,
+    /// Keep the temporary directory with its logs (sandboxes and launcher end all the same)
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    #[arg(long, value_name = "FILE", env = "SINEW_CONFIG", help = "The configuration file")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Build the default Debian image into the cache (needs root)
+    Build(ImageBuildArgs),
+    /// List the images in the cache
+    Ls(ImageLsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ImageBuildArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    /// Build again even if the cache has it
+    #[arg(long)]
+    pub force: bool,
+    /// The bare image of a few seconds, for tests, instead of the default one
+    #[arg(long)]
+    pub minimal: bool,
+    /// A Debian mirror instead of the host's own package sources
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImageLsArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SessionCommand {
+    /// List sessions, newest activity first
+    Ls(SessionLsArgs),
+    /// Show one session: identity, sandbox, usage, calls, warnings
+    Show(SessionShowArgs),
+    /// Stop a session's work item; its volume stays unless --forget
+    Stop(SessionStopArgs),
+    /// Print a session's log
+    Log(SessionLogArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SessionLsArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Only sessions that have not ended or failed
+    #[arg(long)]
+    pub open: bool,
+    /// At most this many
+    #[arg(long, default_value_t = 100)]
+    pub limit: u32,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionShowArgs {
+    pub session: SessionId,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionStopArgs {
+    pub session: SessionId,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Also remove its sandbox and its files, and end it here
+    #[arg(long)]
+    pub forget: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionLogArgs {
+    pub session: SessionId,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Go on as things happen
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only entries from this time on: a duration back ("10min") or an RFC 3339 time
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<Since>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    Ago(HumanDuration),
+    At(base_types::Timestamp),
+}
+
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(ago) = text.parse() {
+            return Ok(Since::Ago(ago));
+        }
+        let at: jiff::Timestamp = text.parse().map_err(|_| {
+            "write a duration like \"10min\" or a time like \"2026-11-24T18:00:00Z\"".to_owned()
+        })?;
+        Ok(Since::At(base_types::Timestamp(at.as_millisecond())))
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    pub session: SessionId,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// With a terminal, as for a shell
+    #[arg(short, long)]
+    pub tty: bool,
+    /// As root of the sandbox
+    #[arg(long)]
+    pub root: bool,
+    /// The directory to start in [default: the sandbox's work directory]
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Set a variable for the program
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = name_value)]
+    pub env: Vec<(String, String)>,
+    /// Kill the program after this long
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<HumanDuration>,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+fn name_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Which: container-start, exec, tool-call [default: all]
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Runs of each measurement
+    #[arg(long, default_value_t = bench::RUNS_MIN)]
+    pub runs: usize,
+    /// End with code 3 if a goal is missed
+    #[arg(long)]
+    pub strict: bool,
+    /// The image cache
+    #[arg(long, value_name = "DIR", env = "SINEW_IMAGES", default_value = crate::installation::SHARED_IMAGES)]
+    pub images: PathBuf,
+    /// One JSON object a line, one for each benchmark
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReferenceArgs {
+    #[arg(value_enum)]
+    pub page: ReferencePage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReferencePage {
+    /// docs/user/config.md
+    Config,
+    /// docs/user/cli.md
+    Cli,
+    /// docs/user/api.md
+    Api,
+    /// docs/user/errors.md
+    Errors,
+}

@@ -1,0 +1,38 @@
+//! One file per command.
+
+pub mod bench;
+pub mod brain;
+pub mod demo;
+pub mod doctor;
+pub mod exec;
+pub mod image;
+pub mod launcher;
+pub mod reference;
+pub mod serve;
+pub mod session;
+
+use anyhow::Context;
+
+use crate::args::{Cli, Command};
+use crate::exit::Exit;
+
+pub fn run(cli: Cli) -> anyhow::Result<Exit> {
+    match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Brain(args) => brain::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Image(command) => image::run(command),
+        Command::Session(command) => session::run(command),
+        Command::Exec(args) => exec::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Launcher(args) => launcher::run(args).map(|()| Exit::Ok),
+        Command::Reference(args) => reference::run(args),
+    }
+}
+
+/// Commands that only ask and print need one thread.
+pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start the async runtime")?.block_on(future)
+}

@@ -1,0 +1,39 @@
+//! The benchmarks: what is measured, and how.
+
+mod sandboxes;
+mod tool_call;
+
+use bench::Report;
+
+use crate::scratch::Scratch;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Benchmark {
+    /// `create` to the answer of a first program, launcher included.
+    ContainerStart,
+    /// A program in a running sandbox, there and back.
+    Exec,
+    /// The brain's event to our result at the brain.
+    ToolCall,
+}
+
+impl Benchmark {
+    pub const ALL: [Benchmark; 3] =
+        [Benchmark::ContainerStart, Benchmark::Exec, Benchmark::ToolCall];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Benchmark::ContainerStart => "container-start",
+            Benchmark::Exec => "exec",
+            Benchmark::ToolCall => "tool-call",
+        }
+    }
+
+    pub async fn measure(self, scratch: &mut Scratch, runs: usize) -> anyhow::Result<Report> {
+        match self {
+            Benchmark::ContainerStart => sandboxes::container_start(scratch, runs).await,
+            Benchmark::Exec => sandboxes::exec(scratch, runs).await,
+            Benchmark::ToolCall => tool_call::tool_call(scratch, runs).await,
+        }
+    }
+}
