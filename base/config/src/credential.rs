@@ -32,9 +32,18 @@ pub(crate) enum KeyError {
 /// How the brain's keys begin.
 pub(crate) const PREFIX: &str = "sk-ant-";
 
-/// A text that begins as the brain's keys do, whatever it was written for.
+/// A text with one of the brain's keys in it, whatever it was written for.
 pub(crate) fn looks_like_one(text: &str) -> bool {
-    text.trim_start().starts_with(PREFIX)
+    text.contains(PREFIX)
+}
+
+/// A name from the file as a message may show it.
+pub(crate) fn shown(name: &str) -> String {
+    const SHOWN_CHARS_MAX: usize = 60;
+    match looks_like_one(name) {
+        true => "(hidden)".to_owned(),
+        false => name.escape_debug().take(SHOWN_CHARS_MAX).collect(),
+    }
 }
 
 pub(crate) fn read_file(path: &Path) -> Result<Secret, KeyError> {

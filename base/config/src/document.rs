@@ -1,5 +1,6 @@
 //! The file as text and as tables, and where in it something stands.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -14,6 +15,10 @@ use crate::problem::{Place, Report};
 
 /// A configuration has some kilobytes; this bounds what a wrong path can make us read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How often lines are left out and the rest is read again. Each time the parser gets further;
+/// one time is enough for most files.
+const REPAIRS_MAX: usize = 16;
 
 #[derive(Debug, Default)]
 pub(crate) struct Document {
@@ -37,19 +42,35 @@ impl Document {
         Ok(Document { path: std::path::absolute(path)?, text })
     }
 
-    /// What can be read of it. Whatever else a line with a syntax error seems to say is ignored.
-    pub fn parse(&self, report: &mut Report) -> Spanned<DeTable<'_>> {
-        let (table, errors) = DeTable::parse_recoverable(&self.text);
-        for error in errors {
-            let place = self.place(error.span().unwrap_or_default());
-            // A message may quote what it stumbled over.
-            let what = match error.message().contains(credential::PREFIX) {
-                true => "cannot be read",
-                false => error.message(),
-            };
-            report.syntax(&place, what.replace('\n', "; "));
+    /// The text without the lines that cannot be read, which are reported. Everything that is left
+    /// stands where it stood, so that what else is wrong can be reported in the same go.
+    pub fn readable(&self, report: &mut Report) -> String {
+        let mut text = self.text.clone();
+        for _ in 0..REPAIRS_MAX {
+            let (_, errors) = DeTable::parse_recoverable(&text);
+            let mut broken = BTreeSet::new();
+            for error in &errors {
+                let start = error.span().unwrap_or_default().start;
+                broken.insert(text[..floor(&text, start)].matches('\n').count());
+                self.report(error, report);
+            }
+            let repaired = without_lines(&text, &broken);
+            if repaired == text {
+                break;
+            }
+            text = repaired;
         }
-        table
+        text
+    }
+
+    fn report(&self, error: &toml::de::Error, report: &mut Report) {
+        let place = self.place(error.span().unwrap_or_default());
+        // A message may quote what it stumbled over.
+        let what = match credential::looks_like_one(error.message()) {
+            true => "cannot be read",
+            false => error.message(),
+        };
+        report.syntax(&place, what.replace('\n', "; "));
     }
 
     pub fn place(&self, span: Range<usize>) -> Place {
@@ -63,6 +84,40 @@ impl Document {
     pub fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
     }
+}
+
+/// What can be read of a text.
+pub(crate) fn tables(text: &str) -> Spanned<DeTable<'_>> {
+    DeTable::parse_recoverable(text).0
+}
+
+/// The nearest character boundary at or before that byte.
+fn floor(text: &str, byte: usize) -> usize {
+    (0..=byte.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// Blanks these lines, counted from 0, and what follows a blanked header up to the next one: it
+/// would otherwise be read as part of the table before.
+fn without_lines(text: &str, broken: &BTreeSet<usize>) -> String {
+    let mut in_broken_table = false;
+    let blank = |line: &str| line.chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
+    let lines = text.split_inclusive('\n').enumerate().map(|(number, line)| {
+        let is_header = line.trim_start().starts_with('[');
+        in_broken_table = match (is_header, broken.contains(&number)) {
+            (true, is_broken) => is_broken,
+            (false, _) => in_broken_table,
+        };
+        match in_broken_table || broken.contains(&number) {
+            true => pad(blank(line), line.len()),
+            false => line.to_owned(),
+        }
+    });
+    lines.collect()
+}
+
+/// Characters of several bytes become as many spaces, so that nothing behind them moves.
+fn pad(blank: String, bytes: usize) -> String {
+    format!("{}{blank}", " ".repeat(bytes - blank.len()))
 }
 
 /// Whether only root can have written this file.

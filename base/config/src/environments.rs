@@ -139,6 +139,8 @@ impl Key {
     ) -> Option<Secret> {
         match self {
             Key::Wrong => None,
+            // It may stand in a line that cannot be read.
+            Key::Missing if report.has_syntax_errors() => None,
             Key::Missing => {
                 let fix = match environment {
                     Place::Variable(_) => format!("set {KEY}"),

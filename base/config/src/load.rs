@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use crate::document::{Document, is_roots_own};
+use crate::document::{Document, is_roots_own, tables};
 use crate::environments;
 use crate::keys::Section;
 use crate::layers::{self, CONFIG, Variables};
@@ -105,7 +105,8 @@ pub fn paths(sources: &Sources) -> Result<Paths, ConfigErrors> {
     let mut report = Report::default();
     let document = find_file(sources, &mut report);
     let mut ignored = Report::default();
-    let tables = document.parse(&mut ignored);
+    let text = document.readable(&mut ignored);
+    let tables = tables(&text);
     let top = top_table(&document, tables.get_ref(), sources, &mut ignored);
     let paths = directories(sources, &document, &top, &mut report);
     let of_directories = ["data", "images"].map(|name| top.place_of(name).clone());
@@ -119,7 +120,8 @@ pub fn paths(sources: &Sources) -> Result<Paths, ConfigErrors> {
 fn load_with(sources: &Sources, keys: bool) -> Result<Config, ConfigErrors> {
     let mut report = Report::default();
     let document = find_file(sources, &mut report);
-    let tables = document.parse(&mut report);
+    let text = document.readable(&mut report);
+    let tables = tables(&text);
     let top = top_table(&document, tables.get_ref(), sources, &mut report);
     let paths = directories(sources, &document, &top, &mut report);
     let limits = limits(&single(&document, &top, Section::Limits, sources, &mut report));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base_types::{AgentId, EnvironmentId, ProfileName, TenantId};
 
 use crate::choose::DEFAULT_PROFILE;
+use crate::credential;
 use crate::document::Document;
 use crate::keys::Section;
 use crate::problem::{Place, Report};
@@ -96,13 +97,13 @@ fn matches(
     let mut matches = Vec::new();
     for (table, place) in profile.tables(Section::Match) {
         let table = Table::read(document, Section::Match, table, place.clone(), report);
-        let metadata: BTreeMap<String, String> = table.get("metadata").unwrap_or_default();
-        let names = ["environment", "agent", "tenant"];
-        let says_something = names.into_iter().any(|name| table.is_set(name));
-        if !says_something
-            && (metadata.is_empty() && table.get::<BTreeMap<_, _>>("metadata").is_some()
-                || !table.is_set("metadata"))
-        {
+        let metadata: Option<BTreeMap<String, String>> = table.get("metadata");
+        // A wrong value counts as one: it has been reported.
+        let names_metadata =
+            table.is_set("metadata") && metadata.as_ref().is_none_or(|map| !map.is_empty());
+        let names_more =
+            ["environment", "agent", "tenant"].into_iter().any(|name| table.is_set(name));
+        if !names_metadata && !names_more {
             let fix = "name `environment`, `agent`, `tenant` or `metadata`; a profile for every \
                        session has no [[profile.match]]";
             report.problem(&table.place, "[[profile.match]] names nothing", fix);
@@ -114,7 +115,7 @@ fn matches(
             environment: table.get::<String>("environment").map(EnvironmentId::new),
             agent: table.get::<String>("agent").map(AgentId::new),
             tenant: table.get::<String>("tenant").map(TenantId::new),
-            metadata,
+            metadata: metadata.unwrap_or_default(),
         });
     }
     matches
@@ -164,7 +165,7 @@ const RESERVED: [&str; 2] = ["ANTHROPIC_", "SINEW_"];
 fn check_env(table: &Table<'_>, report: &mut Report) {
     let place = table.place_of("env");
     for name in table.get::<BTreeMap<String, String>>("env").unwrap_or_default().into_keys() {
-        let shown = name.escape_debug();
+        let shown = credential::shown(&name);
         if let Some(prefix) = RESERVED.into_iter().find(|prefix| name.starts_with(prefix)) {
             let what = format!("variable `{shown}` of `env`: {prefix}* does not enter a sandbox");
             report.problem(place, what, "credentials of the control plane stay outside it");

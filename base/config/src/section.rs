@@ -146,9 +146,9 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// What was set; reports a missing one.
+    /// What was set; reports a missing one, unless it may stand in a line that cannot be read.
     pub fn require<T: FromValue>(&self, name: &'static str, report: &mut Report) -> Option<T> {
-        if !self.is_set(name) {
+        if !self.is_set(name) && !report.has_syntax_errors() {
             let what = format!("{} without `{name}`", self.section.header());
             report.problem(&self.place, what, format!("set {name} to {}", self.kind_of(name)));
         }
@@ -186,7 +186,7 @@ fn unknown(section: Section, name: &str, place: &Place, report: &mut Report) {
                    variable with `key_env`; if this file was shared, replace the key";
         return report.problem(place, what, fix);
     }
-    let what = format!("`{}` is not a key of {}", shown(name), section.header());
+    let what = format!("`{}` is not a key of {}", credential::shown(name), section.header());
     report.problem(place, what, suggestion(section, name));
 }
 
@@ -214,15 +214,6 @@ pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
         .filter(|(far, _)| *far <= allowed)
         .min()
         .map(|(_, known)| known)
-}
-
-/// A name from the file as a message may show it.
-fn shown(name: &str) -> String {
-    const SHOWN_CHARS_MAX: usize = 60;
-    match credential::looks_like_one(name) {
-        true => "(hidden)".to_owned(),
-        false => name.escape_debug().take(SHOWN_CHARS_MAX).collect(),
-    }
 }
 
 /// A type that some [`Value`] is.

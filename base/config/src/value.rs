@@ -207,7 +207,8 @@ impl Kind {
         let mut map = BTreeMap::new();
         for (name, value) in table {
             let DeValue::String(text) = value.get_ref() else {
-                let what = format!("`{}` is {}", name.get_ref(), type_name(value.get_ref()));
+                let name = credential::shown(name.get_ref());
+                let what = format!("`{name}` is {}", type_name(value.get_ref()));
                 return Err(misfit(what, "every value in it is a text"));
             };
             one_line_or_more(text)?;
