@@ -50,6 +50,7 @@ pub fn check(workspace: &Workspace) -> anyhow::Result<Outcome> {
         }
     }
     findings.extend(roots(workspace, &rules)?);
+    findings.extend(unused_dependencies(workspace)?);
     Ok(Outcome::new(format!("{looked_at} files"), findings))
 }
 
@@ -134,6 +135,36 @@ fn roots(workspace: &Workspace, rules: &Rules) -> anyhow::Result<Vec<String>> {
     Ok(found)
 }
 
+/// A dependency whose name no file of the crate has. It costs everybody's build.
+fn unused_dependencies(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+    let sources = workspace.rust_files()?;
+    let mut found = Vec::new();
+    for package in &workspace.metadata.packages {
+        let manifest = Path::new(package.manifest_path.as_str());
+        let manifest = manifest.strip_prefix(&workspace.root).unwrap_or(manifest);
+        let folder = manifest.parent().unwrap_or(Path::new(""));
+        let ours = sources.iter().filter(|(path, _)| path.starts_with(folder));
+        let code: Vec<String> = ours.map(|(_, text)| code_only(text)).collect();
+        for dependency in &package.dependencies {
+            let name = dependency.rename.as_ref().unwrap_or(&dependency.name).replace('-', "_");
+            if !code.iter().any(|text| has_word(text, &name)) {
+                let place = manifest.display();
+                found.push(format!("{place}: `{}` is used nowhere: remove it", dependency.name));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let before = text.get(..at).and_then(|head| head.chars().next_back());
+        let after = text.get(at + word.len()..).and_then(|tail| tail.chars().next());
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +180,14 @@ mod tests {
         let mut found = any_file(path, text);
         found.extend(rust_file(path, text, &rules()));
         assert_eq!(found.len(), expected, "{found:#?}");
+    }
+
+    #[test]
+    fn a_name_is_found_as_a_word_only() {
+        assert!(has_word("use serde::Serialize;", "serde"));
+        for other in ["use serde_json::Value;", "my_serde", "", "serdes"] {
+            assert!(!has_word(other, "serde"), "{other}");
+        }
     }
 
     #[test]
