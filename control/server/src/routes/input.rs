@@ -3,9 +3,11 @@
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 
+use crate::REQUEST_BYTES_MAX;
 use crate::api::FaultCode;
 use crate::fault::Refusal;
 
@@ -29,6 +31,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for Body<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        // Before it is sent, so that the client gets to read the answer.
+        let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        let announced = announced.and_then(|text| text.parse::<u64>().ok());
+        if announced.is_some_and(|bytes| bytes > REQUEST_BYTES_MAX as u64) {
+            let message = format!("the request body is longer than {REQUEST_BYTES_MAX} bytes");
+            return Err(Refusal::new(FaultCode::RequestTooLarge, message));
+        }
         let bytes = Bytes::from_request(request, state).await.map_err(unreadable)?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
