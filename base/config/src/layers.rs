@@ -1,6 +1,7 @@
 //! What variables and flags lay over the file.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::keys::{KEYS, Section};
 use crate::load::Overrides;
@@ -48,18 +49,18 @@ pub(crate) fn variables(table: &mut Table<'_>, variables: &Variables, report: &m
 /// Sets what flags set of the top table.
 pub(crate) fn flags(top: &mut Table<'_>, overrides: &Overrides, report: &mut Report) {
     let user = overrides.user.map(|user| user.to_string());
-    let path = |path: &Option<std::path::PathBuf>| {
-        path.as_ref().map(|path| path.to_string_lossy().into_owned())
-    };
+    fn path(path: &Option<PathBuf>) -> Option<Raw<'_>> {
+        path.as_deref().map(Raw::Path)
+    }
     let flags = [
         ("data", "--data", path(&overrides.data)),
         ("images", "--images", path(&overrides.images)),
-        ("user", "--user", user),
-        ("worker_id", "--worker-id", overrides.worker_id.clone()),
+        ("user", "--user", user.as_deref().map(Raw::Text)),
+        ("worker_id", "--worker-id", overrides.worker_id.as_deref().map(Raw::Text)),
     ];
     for (key, flag, value) in flags {
         if let Some(value) = value {
-            top.set(key, Raw::Text(&value), Place::Flag(flag), report);
+            top.set(key, value, Place::Flag(flag), report);
         }
     }
 }

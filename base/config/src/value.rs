@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base_types::{ByteSize, HumanDuration};
@@ -64,6 +64,8 @@ pub(crate) enum Raw<'a> {
     Toml(&'a DeValue<'a>),
     /// From outside the file, where everything is text.
     Text(&'a str),
+    /// From a flag: paths need not be text.
+    Path(&'a Path),
 }
 
 /// Why a value does not fit, and what would.
@@ -83,10 +85,7 @@ fn misfit(what: impl Into<String>, fix: impl Into<String>) -> Misfit {
 impl Kind {
     pub(crate) fn read(self, raw: Raw<'_>) -> Result<Value, Misfit> {
         match self {
-            Kind::Path => match self.text(raw)? {
-                "" => Err(misfit("is empty", "write a path")),
-                text => Ok(Value::Path(text.into())),
-            },
+            Kind::Path => self.path(raw),
             Kind::Text => self.text(raw).map(|text| Value::Text(text.to_owned())),
             Kind::Id => match self.text(raw)? {
                 "" => Err(misfit("is empty", "leave it out, or write a text")),
@@ -128,10 +127,26 @@ impl Kind {
         let text = match raw {
             Raw::Toml(DeValue::String(text)) => text.as_ref(),
             Raw::Text(text) => text,
+            Raw::Path(path) => path.to_str().ok_or_else(|| self.wrong_type(raw))?,
             Raw::Toml(_) => return Err(self.wrong_type(raw)),
         };
         one_line(text)?;
         Ok(text)
+    }
+
+    fn path(self, raw: Raw<'_>) -> Result<Value, Misfit> {
+        if let Raw::Path(path) = raw
+            && path.to_str().is_none()
+        {
+            return Ok(Value::Path(path.to_owned()));
+        }
+        match self.text(raw)? {
+            "" => Err(misfit("is empty", "write a path")),
+            text if text.starts_with('~') => {
+                Err(misfit("begins with `~`, which only a shell knows", "write the path out"))
+            }
+            text => Ok(Value::Path(text.into())),
+        }
     }
 
     fn name(self, raw: Raw<'_>) -> Result<Value, Misfit> {
@@ -165,7 +180,7 @@ impl Kind {
                 i128::from_str_radix(number.as_str(), number.radix()).ok()
             }
             Raw::Text(text) => text.parse().ok(),
-            Raw::Toml(_) => None,
+            _ => None,
         };
         let number = number.ok_or_else(|| self.wrong_type(raw))?;
         match u64::try_from(number) {
@@ -179,7 +194,7 @@ impl Kind {
             Raw::Toml(DeValue::Integer(number)) if number.radix() == 10 => number.as_str().into(),
             Raw::Toml(DeValue::Float(number)) => number.as_str().into(),
             Raw::Text(text) => text.into(),
-            Raw::Toml(_) => return Err(self.wrong_type(raw)),
+            _ => return Err(self.wrong_type(raw)),
         };
         let cpus: f64 = text.parse().map_err(|_| self.wrong_type(raw))?;
         let millis = (cpus * 1_000.0).round();
@@ -221,6 +236,7 @@ impl Kind {
         let found = match raw {
             Raw::Toml(value) => type_name(value),
             Raw::Text(_) => "a text",
+            Raw::Path(_) => "a path",
         };
         misfit(format!("is {found}"), self.to_string())
     }
@@ -239,6 +255,9 @@ fn one_line_or_more(text: &str) -> Result<(), Misfit> {
         let fix = "name a file or a variable that holds it, with `key_file` or `key_env` of an \
                    [[environment]]";
         return Err(misfit("looks like a key; keys do not stand in the configuration", fix));
+    }
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(misfit("is not UTF-8", ""));
     }
     if text.contains('\0') {
         return Err(misfit("contains a NUL character", ""));

@@ -645,6 +645,23 @@ fn default_directories_are_the_users_own() {
 }
 
 #[test]
+fn paths_are_taken_as_they_are() {
+    use std::os::unix::ffi::OsStringExt;
+    let mut setup = Setup::without_file();
+    let odd = PathBuf::from(OsString::from_vec(b"/images/\xff".to_vec()));
+    setup.overrides.images = Some(odd.clone());
+    assert_eq!(setup.accepted().images, odd);
+    setup.overrides.images = Some("relative".into());
+    assert!(setup.accepted().images.is_absolute());
+    setup.overrides.images = Some("".into());
+    assert_eq!(setup.refused(), ["--images: is empty: write a path"]);
+    refused_for(
+        "images = \"~/images\"\n",
+        "1:10: `images` begins with `~`, which only a shell knows: write the path out",
+    );
+}
+
+#[test]
 fn the_launcher_takes_no_file_that_others_can_write() {
     let setup = Setup::new("user = 5\n").file("sinew.toml", "user = 5\n", 0o644);
     if fs::metadata(setup.path("sinew.toml")).map(|m| std::os::unix::fs::MetadataExt::uid(&m)).ok()

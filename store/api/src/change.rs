@@ -8,7 +8,8 @@ use crate::{CallEnd, Identity, LogEvent, NewCall, Phase, SandboxRecord, WorkEnd}
 /// before it ([`crate::StoreError::Refused`]): a call is started once, finished once, settled once.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// The brain took the acknowledgement. Allowed once after a claim.
+    /// The brain took the acknowledgement, or a restart goes on with the item. Allowed until the
+    /// item has ended; what is known of the lease stays.
     WorkAcked { work: WorkId },
     /// A heartbeat is about to leave. Allowed while the item is active; may be repeated when no
     /// answer came.

@@ -10,7 +10,7 @@ use crate::{failed, stored};
 
 pub(crate) async fn acked(batch: &mut Batch<'_>, work: &WorkId) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "UPDATE work SET phase = 'active' WHERE id = $1 AND session = $2 AND phase = 'claiming'",
+        "UPDATE work SET phase = 'active' WHERE id = $1 AND session = $2 AND phase <> 'ended'",
     )
     .bind(work.as_str())
     .bind(batch.session.as_str())

@@ -79,6 +79,7 @@ macro_rules! store_contract {
             a_sandbox_never_goes_back_an_epoch,
             phases_are_recorded_with_their_time,
             sessions_are_listed_by_activity,
+            a_walk_over_owned_sessions_misses_none,
             what_cannot_be_read_is_said,
             times_are_the_stores_own,
             everything_survives_a_restart,

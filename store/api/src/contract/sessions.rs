@@ -222,6 +222,37 @@ pub async fn sessions_are_listed_by_activity(place: &dyn Place) {
     assert!(list(stranger).await.is_empty());
 }
 
+/// A walk over what a node has to look after: each open session once, although activity changes
+/// the order of every other list.
+pub async fn a_walk_over_owned_sessions_misses_none(place: &dyn Place) {
+    let store = place.open().await;
+    let mut owned = Vec::new();
+    for name in ["e", "c", "a", "d", "b", "over", "failed", "other"] {
+        owned.push(Owned::of(store.clone(), name, name).await);
+    }
+    owned[5].must(&[Change::Phase(Phase::Ended { reason: String::new() })]).await;
+    owned[6].must(&[Change::Phase(Phase::Failed { reason: String::new() })]).await;
+    store.take_session(&"other".into(), &"node-2".into()).await.expect("take session");
+
+    let mut walked: Vec<SessionRecord> = Vec::new();
+    loop {
+        let after = walked.last().map(|record| record.id.clone());
+        let page = store.owned_sessions(&NODE.into(), after.as_ref(), 2).await;
+        let page = page.expect("list owned sessions");
+        if page.is_empty() {
+            break;
+        }
+        assert!(page.len() <= 2);
+        for record in page {
+            let of = owned.iter().find(|owned| owned.session == record.id).expect("a known one");
+            of.must(&[Change::Phase(Phase::Sleeping)]).await;
+            walked.push(record);
+        }
+    }
+    let walked: Vec<&str> = walked.iter().map(|record| record.id.as_str()).collect();
+    assert_eq!(walked, ["a", "b", "c", "d", "e"]);
+}
+
 /// Damage is reported with the row it is in; it is never read as something else.
 pub async fn what_cannot_be_read_is_said(place: &dyn Place) {
     let owned = Owned::new(place).await;

@@ -20,9 +20,9 @@ const STATES: [WorkPath; 5] = [
 type WorkStep = (fn(&WorkId) -> Change, &'static [&'static str]);
 
 /// Each step of a work item and the states it may follow. An intent may be repeated: a beat that
-/// got no answer is tried again.
+/// got no answer is tried again; and so may an acknowledgement: a restart goes on.
 const STEPS: [WorkStep; 4] = [
-    (acked, &["claiming"]),
+    (acked, &["claiming", "active", "beat open", "beaten"]),
     (intended, &["active", "beat open", "beaten"]),
     (beat, &["beat open"]),
     (ended, &["claiming", "active", "beat open", "beaten"]),
@@ -138,6 +138,8 @@ pub async fn a_beat_without_answer_stays_open(place: &dyn Place) {
 
     owned.must(&[beat(&owned.work)]).await;
     owned.must(&[intended(&owned.work)]).await;
+    // Going on with an item forgets nothing of its lease.
+    owned.must(&[acked(&owned.work)]).await;
     let WorkPhase::Active { last_beat, last_beat_at, ttl_ms, beat_open } = owned.work().await.phase
     else {
         panic!("the item is active")
