@@ -42,7 +42,8 @@ pub fn load_modules() {
 /// Must be called while the process has one thread: capabilities are each thread's own.
 pub fn keep_what_is_needed() -> io::Result<()> {
     // While SETPCAP is effective; what programs run by us could get goes first.
-    for capability in CapabilitySet::all().iter() {
+    // By name: `all` also has bits that stand for no capability.
+    for (_, capability) in CapabilitySet::all().iter_names() {
         if !KEPT.contains(capability) && capability_is_in_bounding_set(capability)? {
             remove_capability_from_bounding_set(capability)?;
         }
