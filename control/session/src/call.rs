@@ -32,10 +32,20 @@ pub struct CallRun {
 /// The actor's hold on the call that runs.
 pub struct Running {
     pub call: NewCall,
+    /// Where it runs. A later epoch knows nothing of it.
+    pub epoch: Epoch,
     /// The loss that this call's result tells of, if it gets one.
     pub tells: Option<Untold>,
     pub cancelled: Option<CancelReason>,
-    cancel: watch::Sender<Option<KillScope>>,
+    orders: watch::Sender<Option<Order>>,
+}
+
+/// What the actor tells a running call's task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Kill(KillScope),
+    /// Its sandbox is gone: there is nothing to kill and nothing to wait for.
+    LetGo,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +66,10 @@ impl Running {
         tasks: &Tasks,
         outbox: Outbox,
     ) -> Self {
-        let (cancel, cancelled) = watch::channel(None);
-        tasks.spawn(TaskKind::ToolCall, run.run(cancelled, outbox));
-        Self { call, tells, cancelled: None, cancel }
+        let (orders, ordered) = watch::channel(None);
+        let epoch = run.epoch;
+        tasks.spawn(TaskKind::ToolCall, run.run(ordered, outbox));
+        Self { call, epoch, tells, cancelled: None, orders }
     }
 
     /// Ends the call soon. The first reason stays.
@@ -70,14 +81,19 @@ impl Running {
             CancelReason::Interrupt => KillScope::Foreground,
             CancelReason::ItemEnded => KillScope::Tree,
         };
-        let _ = self.cancel.send(Some(scope));
+        let _ = self.orders.send(Some(Order::Kill(scope)));
+    }
+
+    /// Ends the wait for a call whose sandbox is gone, whatever its connection says.
+    pub fn let_go(&self) {
+        let _ = self.orders.send(Some(Order::LetGo));
     }
 }
 
 // === impl CallRun ===
 
 impl CallRun {
-    async fn run(self, mut cancelled: watch::Receiver<Option<KillScope>>, outbox: Outbox) {
+    async fn run(self, mut orders: watch::Receiver<Option<Order>>, outbox: Outbox) {
         let call = self.call.clone();
         let context = ToolContext {
             session: &self.session,
@@ -88,25 +104,29 @@ impl CallRun {
             notice: self.notice.clone(),
         };
         let ran = tokio::select! {
-            ran = self.tool.run(&context, &self.input) => Some(ran),
-            () = until_cancelled(&mut cancelled) => None,
+            ran = self.tool.run(&context, &self.input) => Ok(ran),
+            order = next_order(&mut orders) => Err(order),
         };
         let outcome = match ran {
-            Some(Ok(answer)) => CallOutcome::Answered(answer),
-            Some(Err(error @ ToolError::ConnectionLost(_))) => {
+            Ok(Ok(answer)) => CallOutcome::Answered(answer),
+            Ok(Err(error @ ToolError::ConnectionLost(_))) => {
                 CallOutcome::ConnectionLost { why: line(&error) }
             }
-            Some(Err(error @ ToolError::OutcomeUnknown(_))) => {
+            Ok(Err(error @ ToolError::OutcomeUnknown(_))) => {
                 CallOutcome::Unknown { why: line(&error) }
             }
-            None => self.kill(&cancelled).await,
+            Err(Order::Kill(scope)) => self.kill(scope, &mut orders).await,
+            Err(Order::LetGo) => let_go(),
         };
         let _ = outbox.tell(Inside::CallDone { call, outcome }).await;
     }
 
     /// Kills the call at its agent and waits until nothing of it runs.
-    async fn kill(&self, cancelled: &watch::Receiver<Option<KillScope>>) -> CallOutcome {
-        let scope = cancelled.borrow().unwrap_or(KillScope::Tree);
+    async fn kill(
+        &self,
+        scope: KillScope,
+        orders: &mut watch::Receiver<Option<Order>>,
+    ) -> CallOutcome {
         let id = &self.call;
         let killed = async {
             match self.client.kill(id, scope).await? {
@@ -114,7 +134,12 @@ impl CallRun {
                 CallState::Finished(_) | CallState::Unknown => Ok(()),
             }
         };
-        match tokio::time::timeout(KILL_WAIT, killed).await {
+        let let_go_order = orders.wait_for(|order| *order == Some(Order::LetGo));
+        let killed = tokio::select! {
+            killed = tokio::time::timeout(KILL_WAIT, killed) => killed,
+            _ = let_go_order => return let_go(),
+        };
+        match killed {
             Ok(Ok(())) => CallOutcome::Cancelled,
             Ok(Err(error)) => CallOutcome::ConnectionLost { why: line(&error) },
             Err(_) => {
@@ -125,11 +150,16 @@ impl CallRun {
     }
 }
 
-async fn until_cancelled(cancelled: &mut watch::Receiver<Option<KillScope>>) {
-    // A dropped sender is an actor that is gone; the call must not outlive its owner's interest,
-    // but killing it is then the next owner's decision.
-    if cancelled.wait_for(Option::is_some).await.is_err() {
-        std::future::pending::<()>().await;
+fn let_go() -> CallOutcome {
+    CallOutcome::ConnectionLost { why: "its sandbox ended".to_owned() }
+}
+
+async fn next_order(orders: &mut watch::Receiver<Option<Order>>) -> Order {
+    match orders.wait_for(Option::is_some).await.map(|order| *order) {
+        Ok(Some(order)) => order,
+        // A dropped sender is an actor that is gone; the call must not outlive its owner's
+        // interest, but killing it is then the next owner's decision.
+        Ok(None) | Err(_) => std::future::pending().await,
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Lease {
     pub work: WorkId,
     pub token: Option<ItemToken>,
     pub expected: ExpectedBeat,
+    /// The first beat is in the journal already: it leaves at once.
+    pub intended: bool,
     pub journal: Journal,
     /// One request may take this long.
     pub attempt: Duration,
@@ -74,9 +76,11 @@ impl Lease {
 
     /// `None` when the scope was stopped.
     async fn beat(&mut self, outbox: &Outbox) -> Option<Beat> {
-        let intended = Change::BeatIntended { work: self.work.clone() };
-        if let Err(error) = self.journal.record(&[intended]).await {
-            return Some(journal_failed(&error));
+        if !std::mem::take(&mut self.intended) {
+            let intended = Change::BeatIntended { work: self.work.clone() };
+            if let Err(error) = self.journal.record(&[intended]).await {
+                return Some(journal_failed(&error));
+            }
         }
         let request = self.brain.heartbeat(&self.work, self.token.as_ref(), &self.expected);
         let answer = tokio::select! {

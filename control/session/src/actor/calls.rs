@@ -249,7 +249,7 @@ impl Actor {
             CallOutcome::ConnectionLost { .. } if interrupted => interrupted_answer(),
             CallOutcome::ConnectionLost { why } => {
                 tracing::info!(session = %self.session, %call, %why, "lost sight of a call");
-                return self.look_for(running.call, why);
+                return self.look_for(running.call, running.epoch, why);
             }
         };
         let queued = Queued { call: running.call, stage };
@@ -260,16 +260,13 @@ impl Actor {
 
     /// The connection broke under a call: whether its agent lives is found out by preparing the
     /// sandbox again, and the call waits at the head of the queue for the answer.
-    fn look_for(&mut self, call: NewCall, why: String) {
-        let epoch = match &self.sandbox {
-            Slot::Ready(live) => Some(live.epoch),
-            _ => self.record.as_ref().map(|record| record.epoch),
-        };
-        if matches!(self.sandbox, Slot::Ready(_)) {
+    fn look_for(&mut self, call: NewCall, epoch: Epoch, why: String) {
+        // A later epoch may be up already: it has nothing to do with this connection.
+        if matches!(&self.sandbox, Slot::Ready(live) if live.epoch == epoch) {
             self.sandbox = Slot::Cold { last_end: Some(why), retry: None };
         }
         if let Some(serving) = &mut self.serving {
-            serving.queue.push_front(Queued { call, stage: Stage::Started(epoch) });
+            serving.queue.push_front(Queued { call, stage: Stage::Started(Some(epoch)) });
         }
     }
 

@@ -153,17 +153,24 @@ impl Actor {
     async fn serve(&mut self, claimed: Claimed, brain: Arc<dyn Brain>) {
         let tasks = self.tasks.child();
         let outbox = Outbox::new(self.me.clone(), tasks.stopping());
+        let work = || claimed.work.clone();
+        let recorded = self
+            .record_changes(&[
+                Change::WorkAcked { work: work() },
+                Change::BeatIntended { work: work() },
+                Change::Phase(Phase::Preparing),
+            ])
+            .await;
+        self.phase = Phase::Preparing;
         let lease = Lease {
             brain: brain.clone(),
-            work: claimed.work.clone(),
+            work: work(),
             token: claimed.token.clone(),
             expected: claimed.expected,
+            intended: recorded.is_ok(),
             journal: self.journal.clone(),
             attempt: self.shared.timeouts.beat_attempt,
         };
-        let acked = Change::WorkAcked { work: claimed.work.clone() };
-        let recorded = self.record_changes(&[acked, Change::Phase(Phase::Preparing)]).await;
-        self.phase = Phase::Preparing;
         // A journal that fails now is the lease's to report: its first write is the next thing.
         if let Err(error) = recorded {
             tracing::error!(work = %claimed.work, error = %line(&error), "record a claim");

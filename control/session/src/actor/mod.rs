@@ -17,32 +17,29 @@
 mod calls;
 mod ending;
 mod item;
+mod rest;
+mod sandbox;
 mod serving;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base_tasks::{TaskKind, Tasks};
+use base_tasks::Tasks;
 use base_types::SessionId;
-use store_api::{
-    Change, Identity, LogEvent, Phase, SandboxRecord, SandboxState, SessionRecord, StoreError,
-};
+use store_api::{Change, Identity, LogEvent, Phase, SandboxRecord, SessionRecord, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use self::ending::End;
+use self::sandbox::Retry;
 use self::serving::Serving;
-use crate::hub::{GuestError, GuestLease, Shared, StopSessionError};
+use crate::hub::{GuestError, GuestLease, Shared};
 use crate::journal::Journal;
-use crate::keeper;
-use crate::message::{Inside, Message, Outbox, Outside, line};
+use crate::message::{Inside, Message, Outside, line};
 use crate::parts::Shape;
-use crate::sandbox::{LiveSandbox, Preparation, PrepareError, Prepared};
+use crate::sandbox::LiveSandbox;
 
-/// Between attempts to start a sandbox that does not start.
-const PREPARE_WAIT_MIN: Duration = Duration::from_secs(1);
-const PREPARE_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long the actor's own tasks may take to see their stop signal.
 const TASKS_WAIT: Duration = Duration::from_secs(10);
 
@@ -84,11 +81,6 @@ enum Slot {
         wait: Duration,
     },
     Ready(LiveSandbox),
-}
-
-struct Retry {
-    at: Instant,
-    wait: Duration,
 }
 
 // === impl Actor ===
@@ -254,12 +246,7 @@ impl Actor {
             Inside::Identity(fetched) => self.on_identity(fetched).await,
             Inside::Feed(message) => self.on_feed(message).await,
             Inside::Prepared(prepared) => self.on_prepared(prepared).await,
-            Inside::SandboxEnded { epoch, why } => {
-                if matches!(&self.sandbox, Slot::Ready(live) if live.epoch == epoch) {
-                    tracing::info!(session = %self.session, %epoch, %why, "the sandbox ended");
-                    self.sandbox = Slot::Cold { last_end: Some(why), retry: None };
-                }
-            }
+            Inside::SandboxEnded { epoch, why } => self.on_sandbox_ended(epoch, why),
             Inside::CallDone { call, outcome } => self.on_call_done(call, outcome).await,
             Inside::Sent { call, end } => self.on_sent(call, end).await,
         }
@@ -276,222 +263,6 @@ impl Actor {
         self.advance_idle().await;
         self.advance_sleep().await;
     }
-
-    // --- the sandbox ---
-
-    /// Starts the sandbox when something needs it and nothing is under way.
-    async fn advance_sandbox(&mut self) {
-        let wanted = !self.guests_waiting.is_empty()
-            || self.serving.as_ref().is_some_and(Serving::wants_sandbox);
-        let (Some(identity), Some(shape)) = (&self.identity, &self.shape) else { return };
-        let Slot::Cold { last_end, retry } = &mut self.sandbox else { return };
-        let wait = match retry {
-            Some(retry) if retry.at > Instant::now() => return,
-            Some(retry) => (retry.wait * 2).min(PREPARE_WAIT_MAX),
-            None => PREPARE_WAIT_MIN,
-        };
-        if !wanted {
-            *retry = None;
-            return;
-        }
-        let preparation = Preparation {
-            driver: self.shared.driver.clone(),
-            journal: self.journal.clone(),
-            record: self.record.clone(),
-            profile: identity.profile.clone(),
-            tenant: identity.tenant.clone(),
-            image: shape.image.clone(),
-            last_end: last_end.take(),
-        };
-        self.sandbox = Slot::Preparing { wait };
-        let outbox = Outbox::new(self.me.clone(), self.tasks.stopping());
-        self.tasks.spawn(TaskKind::SandboxPreparation, async move {
-            let prepared = preparation.run().await;
-            let _ = outbox.tell(Inside::Prepared(prepared)).await;
-        });
-    }
-
-    async fn on_prepared(&mut self, prepared: Result<Prepared, PrepareError>) {
-        let wait = match &self.sandbox {
-            Slot::Preparing { wait } => *wait,
-            _ => PREPARE_WAIT_MIN,
-        };
-        match prepared {
-            Ok(prepared) => {
-                let me = self.me.clone();
-                let live = LiveSandbox::watch(
-                    &prepared,
-                    self.shared.driver.clone(),
-                    self.shared.timeouts.agent_silent,
-                    &self.tasks,
-                    |watch| Outbox::new(me, watch.stopping()),
-                );
-                self.record = Some(prepared.record);
-                self.sandbox = Slot::Ready(live);
-                self.lend_to_waiting();
-            }
-            Err(error) => self.on_prepare_failed(error, wait).await,
-        }
-    }
-
-    async fn on_prepare_failed(&mut self, error: PrepareError, wait: Duration) {
-        let why = line(&error);
-        tracing::warn!(session = %self.session, error = %why, "could not prepare the sandbox");
-        // What was recorded before the failure counts, not what was meant to be.
-        match self.shared.store.session(&self.session).await {
-            Ok(Some(session)) => self.record = session.sandbox,
-            Ok(None) => {}
-            Err(error) => tracing::warn!(error = %line(&error), "read the journal"),
-        }
-        let retry = Some(Retry { at: Instant::now() + wait, wait });
-        self.sandbox = Slot::Cold { last_end: None, retry };
-        self.refuse_guests(&why);
-        if !error.is_transient() {
-            self.end_item(End::Failed { reason: why }).await;
-        } else if wait == PREPARE_WAIT_MIN {
-            let text = format!("the sandbox does not start: {why}");
-            self.note(LogEvent::Warning { text }).await;
-        }
-    }
-
-    // --- operators ---
-
-    fn lend(&mut self, reply: oneshot::Sender<Result<GuestLease, GuestError>>) {
-        if self.identity.is_none() || self.shape.is_none() {
-            let _ = reply.send(Err(GuestError::NotPrepared(self.session.clone())));
-            return;
-        }
-        self.guests_waiting.push(reply);
-        self.lend_to_waiting();
-    }
-
-    fn lend_to_waiting(&mut self) {
-        let Slot::Ready(live) = &self.sandbox else { return };
-        for reply in self.guests_waiting.drain(..) {
-            let lease = GuestLease {
-                client: live.client.clone(),
-                epoch: live.epoch,
-                _awake: self.awake.clone(),
-            };
-            let _ = reply.send(Ok(lease));
-        }
-        if self.serving.is_none() {
-            self.sleep_at = Some(Instant::now() + self.keep_running());
-        }
-    }
-
-    fn refuse_guests(&mut self, why: &str) {
-        for reply in self.guests_waiting.drain(..) {
-            let (session, why) = (self.session.clone(), why.to_owned());
-            let _ = reply.send(Err(GuestError::NoSandbox { session, why }));
-        }
-    }
-
-    async fn stop(&mut self, forget: bool) -> Result<(), StopSessionError> {
-        let failed = |session: &SessionId, why: String| StopSessionError::Failed {
-            session: session.clone(),
-            why,
-        };
-        if self.serving.is_some() {
-            self.end_item(End::Operator).await;
-        }
-        let stopped = if forget {
-            self.destroy_sandbox().await
-        } else {
-            self.stop_sandbox("an operator stopped the session").await
-        };
-        stopped.map_err(|why| failed(&self.session, why))?;
-        let phase = match forget {
-            true => Phase::Ended { reason: "stopped and forgotten by an operator".to_owned() },
-            false => Phase::Sleeping,
-        };
-        self.sleep_at = None;
-        self.enter(phase).await.map_err(|error| failed(&self.session, line(&error)))
-    }
-
-    // --- sleep ---
-
-    /// A restart left processes, or a sleep has outlasted its retention.
-    async fn tend(&mut self) {
-        if self.serving.is_some() {
-            return;
-        }
-        let Some(record) = &self.record else { return };
-        match record.state {
-            SandboxState::Creating | SandboxState::Running => {
-                let slept = match self.shared.store.session(&self.session).await {
-                    Ok(Some(session)) => self.shared.clock.now().since(session.phase_at),
-                    _ => Duration::ZERO,
-                };
-                let left = self.keep_running().saturating_sub(slept);
-                self.sleep_at = Some(Instant::now() + left);
-            }
-            SandboxState::Stopped => self.expire().await,
-            SandboxState::Gone => {}
-        }
-    }
-
-    async fn expire(&mut self) {
-        let past = match self.shared.store.session(&self.session).await {
-            Ok(Some(session)) => keeper::is_past_retention(&self.shared, &session).await,
-            Ok(None) => Ok(false),
-            Err(error) => Err(error),
-        };
-        match past {
-            Ok(true) => {
-                tracing::info!(session = %self.session, "the session's files are past retention");
-                if let Err(why) = self.destroy_sandbox().await {
-                    tracing::warn!(session = %self.session, %why, "could not remove its sandbox");
-                }
-            }
-            Ok(false) => {}
-            Err(error) => tracing::warn!(error = %line(&error), "read the journal"),
-        }
-    }
-
-    async fn advance_sleep(&mut self) {
-        let due = self.serving.is_none() && self.sleep_at.is_some_and(|at| at <= Instant::now());
-        if !due {
-            return;
-        }
-        if Arc::strong_count(&self.awake) > 1 {
-            self.sleep_at = Some(Instant::now() + self.keep_running());
-            return;
-        }
-        self.sleep_at = None;
-        if let Err(why) = self.stop_sandbox("the session slept").await {
-            tracing::warn!(session = %self.session, %why, "could not stop its sandbox");
-            self.sleep_at = Some(Instant::now() + PREPARE_WAIT_MAX);
-        }
-    }
-
-    fn keep_running(&self) -> Duration {
-        self.shape.as_ref().map_or(Duration::ZERO, |shape| shape.keep_running)
-    }
-
-    /// Ends the processes; the volume stays.
-    async fn stop_sandbox(&mut self, why: &str) -> Result<(), String> {
-        let Some(record) = self.record.clone() else { return Ok(()) };
-        if matches!(record.state, SandboxState::Stopped | SandboxState::Gone) {
-            return Ok(());
-        }
-        self.shared.driver.stop(&record.id).await.map_err(|error| line(&error))?;
-        self.sandbox = Slot::Cold { last_end: Some(why.to_owned()), retry: None };
-        let record = SandboxRecord { state: SandboxState::Stopped, ..record };
-        self.remember(record).await.map_err(|error| line(&error))
-    }
-
-    /// Ends the processes and removes the files.
-    async fn destroy_sandbox(&mut self) -> Result<(), String> {
-        let Some(record) = self.record.clone() else { return Ok(()) };
-        let destroyed = self.shared.driver.destroy(&record.id, &record.volume).await;
-        destroyed.map_err(|error| line(&error))?;
-        self.sandbox = Slot::Cold { last_end: None, retry: None };
-        let record = SandboxRecord { state: SandboxState::Gone, ..record };
-        self.remember(record).await.map_err(|error| line(&error))
-    }
-
-    // --- the journal ---
 
     async fn remember(&mut self, record: SandboxRecord) -> Result<(), StoreError> {
         self.record_changes(&[Change::Sandbox(record.clone())]).await?;
@@ -535,6 +306,7 @@ impl Actor {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "one exists at a time, for a moment")]
 enum Next {
     Message(Message),
     /// A deadline has come.
