@@ -216,14 +216,6 @@ impl Server {
             runtime.shutdown_background();
         }
     }
-
-    pub async fn ended(mut self) -> Result<(), control_session::HandsError> {
-        let ended = (&mut self.task).await.unwrap();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-        ended
-    }
 }
 
 impl Drop for Server {
