@@ -1,0 +1,7 @@
+//! The real agent, as PID 1 of a PID namespace of its own, spoken to as the host does.
+
+mod exec;
+mod files;
+mod harness;
+mod shell;
+mod wire;
