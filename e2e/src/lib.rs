@@ -1,1 +1,6 @@
-//! e2e
+//! End-to-end tests: the built binary, real clients, real sandboxes. The library holds what only
+//! they need: a brain that replays the golden transcript.
+
+#![forbid(unsafe_code)]
+
+pub mod replay;
