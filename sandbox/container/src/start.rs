@@ -267,7 +267,7 @@ fn argv(spec: &ContainerSpec<'_>, payload_procs: usize) -> Pointers {
     let Epoch(epoch) = spec.epoch;
     let mut boot = BootArgs::new(LISTEN_FD, OUTPUT_FD, epoch);
     boot.env_fd = Some(ENV_FD);
-    boot.payload_procs_fd = (payload_procs > 0).then_some(PAYLOAD_FD);
+    boot.payload_procs_fds = (PAYLOAD_FD..).take(payload_procs).collect();
     boot.tools_as = spec.tools_as;
     let arguments = std::iter::once("sinew-guest-agent".to_owned()).chain(boot.to_args());
     Pointers::new(arguments.map(text).collect())

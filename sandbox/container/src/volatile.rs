@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{StartError, at};
 
@@ -46,18 +46,23 @@ pub fn settle(volume: &Path) -> Result<(), StartError> {
     clear(volume)
 }
 
+/// The mark is a directory with a file in it, and both are the kernel's: the guest never sees the
+/// work directory.
 fn clear(volume: &Path) -> Result<(), StartError> {
     let mark = volume.join(MARK);
-    let parent = mark.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-    for directory in [mark, parent] {
-        match fs::remove_dir(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(at("remove", directory)(error));
-            }
-            _ => {}
-        }
+    let removed = fs::remove_file(mark.join("dirty"));
+    missing_is_fine(removed).map_err(at("clear", &mark))?;
+    for directory in [mark.as_path(), &volume.join("w/work/incompat")] {
+        missing_is_fine(fs::remove_dir(directory)).map_err(at("remove", directory))?;
     }
     Ok(())
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn boot_id() -> io::Result<String> {

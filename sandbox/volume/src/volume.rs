@@ -5,8 +5,8 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,14 @@ use crate::sys::{self, Access};
 
 /// A name is part of a file name.
 const SNAPSHOT_NAME_MAX: usize = 64;
+
+/// A guest at its quota leaves no room for what mounting the volume again writes.
+const START_ROOM_BYTES: u64 = 4 << 20;
+
+/// A label is read whole; it names an owner.
+const LABEL_BYTES_MAX: u64 = 4096;
+
+const LABEL_FILE: &str = "label";
 
 /// One volume's place. All ids in it are canonical: owner 0 is the sandbox's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,18 +90,31 @@ impl Volume {
     pub fn output(&self) -> PathBuf {
         self.path.join("o")
     }
+
+    /// What its maker wrote about it: whose it is. Out of the guest's reach.
+    pub fn label(&self) -> io::Result<String> {
+        let mut label = String::new();
+        File::open(self.path.join(LABEL_FILE))?.take(LABEL_BYTES_MAX).read_to_string(&mut label)?;
+        Ok(label)
+    }
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// Makes a volume, or finds it; either way it has this quota afterwards.
-    pub fn create(&self, id: &VolumeId, quota: ByteSize) -> Result<Volume, VolumeError> {
+    /// Makes a volume, or finds it; either way it has this quota afterwards. `label` is kept with
+    /// a new one.
+    pub fn create(
+        &self,
+        id: &VolumeId,
+        label: &str,
+        quota: ByteSize,
+    ) -> Result<Volume, VolumeError> {
         if self.open_volume(id).is_ok() {
             self.set_quota(id, quota)?;
             return self.volume(id);
         }
-        self.make(id, quota, |name| {
+        self.make(id, label, quota, |name| {
             sys::subvolume_create(self.unfinished.as_fd(), name, ALL_GUESTS)?;
             let subvolume = self.open_unfinished(name)?;
             for (directory, mode) in [("u", 0o755), ("w", 0o700), ("o", 0o755)] {
@@ -147,6 +168,7 @@ impl Pool {
         source: &VolumeId,
         at: Option<&SnapshotName>,
         id: &VolumeId,
+        label: &str,
         quota: ByteSize,
     ) -> Result<Volume, VolumeError> {
         if self.open_volume(id).is_ok() {
@@ -160,7 +182,7 @@ impl Pool {
                     _ => on(source, "open snapshot")(error),
                 })?,
         };
-        self.make(id, quota, |name| {
+        self.make(id, label, quota, |name| {
             let directory = self.unfinished.as_fd();
             sys::snapshot_create(from.as_fd(), directory, name, Access::ReadWrite, ALL_GUESTS)
         })
@@ -184,6 +206,15 @@ impl Pool {
     pub fn set_quota(&self, id: &VolumeId, quota: ByteSize) -> Result<(), VolumeError> {
         let subvolume = self.open_volume(id)?;
         sys::qgroup_limit(subvolume.as_fd(), 0, quota.bytes()).map_err(on(id, "set quota"))
+    }
+
+    /// Raises the limit of a volume that its guest has filled, so that it can be mounted again.
+    /// [`Pool::set_quota`] afterwards brings it back: a volume over its quota takes no writes.
+    pub fn make_room(&self, id: &VolumeId, quota: ByteSize) -> Result<Volume, VolumeError> {
+        let used = self.volume_usage(id)?.used_bytes;
+        let limit = quota.bytes().max(used.saturating_add(START_ROOM_BYTES));
+        self.set_quota(id, ByteSize(limit))?;
+        self.volume(id)
     }
 
     /// Every volume of the pool, in no order.
@@ -211,6 +242,7 @@ impl Pool {
     fn make(
         &self,
         id: &VolumeId,
+        label: &str,
         quota: ByteSize,
         fill: impl FnOnce(&std::ffi::CStr) -> io::Result<()>,
     ) -> Result<Volume, VolumeError> {
@@ -220,6 +252,7 @@ impl Pool {
             .map_err(on(id, "remove unfinished"))?;
         let finished = fill(&name).and_then(|()| {
             let subvolume = self.open_unfinished(&name)?;
+            write_label(&subvolume, label)?;
             sys::qgroup_limit(subvolume.as_fd(), 0, quota.bytes())?;
             let (from, to) = (&self.unfinished, &self.volumes);
             rustix::fs::renameat_with(from, &*name, to, &*name, RenameFlags::NOREPLACE)?;
@@ -243,6 +276,13 @@ impl Pool {
     fn open_unfinished(&self, name: &std::ffi::CStr) -> io::Result<OwnedFd> {
         open_subvolume(&self.unfinished, name)
     }
+}
+
+fn write_label(subvolume: &OwnedFd, label: &str) -> io::Result<()> {
+    let flags =
+        OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(subvolume, LABEL_FILE, flags, Mode::from_raw_mode(0o600))?;
+    io::Write::write_all(&mut File::from(file), label.as_bytes())
 }
 
 fn open_subvolume(directory: impl AsFd, name: &std::ffi::CStr) -> io::Result<OwnedFd> {

@@ -120,7 +120,7 @@ fn a_volume_holds_three_directories_and_can_be_made_twice() {
     let Some(fixture) = Fixture::new("a_volume_holds_three_directories") else { return };
     let pool = fixture.pool();
     let id = VolumeId::generate();
-    let volume = pool.create(&id, ByteSize::mib(50)).unwrap();
+    let volume = pool.create(&id, "owner", ByteSize::mib(50)).unwrap();
     for (path, mode) in [(volume.upper(), 0o755), (volume.work(), 0o700), (volume.output(), 0o755)]
     {
         let metadata = fs::metadata(&path).unwrap();
@@ -128,10 +128,11 @@ fn a_volume_holds_three_directories_and_can_be_made_twice() {
         assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
     }
     fs::write(volume.upper().join("kept"), "kept").unwrap();
-    let again = pool.create(&id, ByteSize::mib(60)).unwrap();
+    let again = pool.create(&id, "owner", ByteSize::mib(60)).unwrap();
     assert_eq!(again, volume);
     assert_eq!(fs::read_to_string(volume.upper().join("kept")).unwrap(), "kept");
     assert_eq!(pool.volume_usage(&id).unwrap().quota_bytes, 60 * MIB);
+    assert_eq!(again.label().unwrap(), "owner");
     assert_eq!(pool.list().unwrap(), std::slice::from_ref(&id));
 
     pool.destroy(&id).unwrap();
@@ -146,7 +147,7 @@ fn an_id_that_is_a_path_is_not_a_volume() {
     for text in ["", "..", "../snapshots", "/etc", "vol_x/../../../etc"] {
         let id = VolumeId::new(text);
         assert!(matches!(
-            fixture.pool().create(&id, ByteSize::mib(1)),
+            fixture.pool().create(&id, "owner", ByteSize::mib(1)),
             Err(VolumeError::NotFound(_))
         ));
         assert!(matches!(fixture.pool().destroy(&id), Err(VolumeError::NotFound(_))));
@@ -158,8 +159,8 @@ fn the_quota_holds_and_can_be_raised() {
     let Some(fixture) = Fixture::new("the_quota_holds") else { return };
     let pool = fixture.pool();
     let id = VolumeId::generate();
-    let neighbour = pool.create(&VolumeId::generate(), ByteSize::mib(50)).unwrap();
-    let volume = pool.create(&id, ByteSize::mib(20)).unwrap();
+    let neighbour = pool.create(&VolumeId::generate(), "owner", ByteSize::mib(50)).unwrap();
+    let volume = pool.create(&id, "owner", ByteSize::mib(20)).unwrap();
 
     let (written, error) = fill(&volume.upper().join("big"), 100 * MIB);
     let error = error.expect("the quota stops the writer");
@@ -183,14 +184,15 @@ fn snapshots_and_forks_do_not_see_each_other() {
     let Some(fixture) = Fixture::new("snapshots_and_forks") else { return };
     let pool = fixture.pool();
     let (source, copy, late) = (VolumeId::generate(), VolumeId::generate(), VolumeId::generate());
-    let volume = pool.create(&source, ByteSize::mib(40)).unwrap();
+    let volume = pool.create(&source, "owner", ByteSize::mib(40)).unwrap();
     let file = volume.upper().join("file");
     fs::write(&file, "one").unwrap();
     pool.snapshot(&source, &name("gen-1")).unwrap();
     fs::write(&file, "two").unwrap();
 
-    let forked = pool.fork(&source, Some(&name("gen-1")), &copy, ByteSize::mib(40)).unwrap();
-    let forked_late = pool.fork(&source, None, &late, ByteSize::mib(40)).unwrap();
+    let forked =
+        pool.fork(&source, Some(&name("gen-1")), &copy, "owner", ByteSize::mib(40)).unwrap();
+    let forked_late = pool.fork(&source, None, &late, "owner", ByteSize::mib(40)).unwrap();
     assert_eq!(fs::read_to_string(forked.upper().join("file")).unwrap(), "one");
     assert_eq!(fs::read_to_string(forked_late.upper().join("file")).unwrap(), "two");
     fs::write(forked.upper().join("file"), "three").unwrap();
@@ -205,11 +207,11 @@ fn snapshots_and_forks_do_not_see_each_other() {
     let (written, error) = fill(&forked.upper().join("big"), 100 * MIB);
     assert!(error.is_some() && written <= 40 * MIB);
     assert!(matches!(
-        pool.fork(&source, None, &copy, ByteSize::mib(1)),
+        pool.fork(&source, None, &copy, "owner", ByteSize::mib(1)),
         Err(VolumeError::Exists(_))
     ));
     assert!(matches!(
-        pool.fork(&source, Some(&name("none")), &VolumeId::generate(), ByteSize::mib(1)),
+        pool.fork(&source, Some(&name("none")), &VolumeId::generate(), "owner", ByteSize::mib(1)),
         Err(VolumeError::NoSnapshot { .. })
     ));
 
@@ -228,7 +230,7 @@ fn guests_cannot_use_the_reserve_and_a_full_pool_says_so() {
     let pool = fixture.pool();
     // More quota than the pool has: two volumes that may each fill it.
     let ids = [VolumeId::generate(), VolumeId::generate()];
-    let volumes = ids.each_ref().map(|id| pool.create(id, ByteSize::gib(1)).unwrap());
+    let volumes = ids.each_ref().map(|id| pool.create(id, "owner", ByteSize::gib(1)).unwrap());
     let (first, error) = fill(&volumes[0].upper().join("big"), 150 * MIB);
     assert!(error.is_none(), "{first} {error:?}");
     let (second, error) = fill(&volumes[1].upper().join("big"), 1024 * MIB);
@@ -237,7 +239,7 @@ fn guests_cannot_use_the_reserve_and_a_full_pool_says_so() {
     assert_eq!(limit, 288 * MIB);
     assert!(first + second <= limit, "{first} {second}");
 
-    let refused = pool.create(&VolumeId::generate(), ByteSize::mib(1));
+    let refused = pool.create(&VolumeId::generate(), "owner", ByteSize::mib(1));
     assert!(matches!(refused, Err(VolumeError::PoolFull(_))), "{refused:?}");
     // What we keep for ourselves still works, and nothing half made stays.
     pool.snapshot(&ids[0], &name("full")).unwrap();
@@ -247,7 +249,7 @@ fn guests_cannot_use_the_reserve_and_a_full_pool_says_so() {
     assert_eq!(pool.grow().unwrap(), Growth::Grown { to: ByteSize::mib(512) });
     let (more, error) = fill(&volumes[1].upper().join("more"), 50 * MIB);
     assert!(error.is_none(), "{more} {error:?}");
-    pool.create(&VolumeId::generate(), ByteSize::mib(1)).unwrap();
+    pool.create(&VolumeId::generate(), "owner", ByteSize::mib(1)).unwrap();
     assert_eq!(pool.grow().unwrap(), Growth::Grown { to: ByteSize::mib(640) });
     assert!(matches!(pool.grow(), Err(PoolError::AtMaximum(_))));
 
@@ -264,7 +266,7 @@ fn guests_cannot_use_the_reserve_and_a_full_pool_says_so() {
 fn maintain_grows_only_when_room_is_short() {
     let Some(fixture) = Fixture::new("maintain_grows") else { return };
     let pool = fixture.pool();
-    let volume = pool.create(&VolumeId::generate(), ByteSize::gib(1)).unwrap();
+    let volume = pool.create(&VolumeId::generate(), "owner", ByteSize::gib(1)).unwrap();
     assert_eq!(pool.maintain().unwrap(), Growth::NotNeeded);
     let (_, error) = fill(&volume.upper().join("big"), 250 * MIB);
     assert!(error.is_none(), "{error:?}");
@@ -280,7 +282,7 @@ fn maintain_grows_only_when_room_is_short() {
 fn reopening_finds_everything_and_removes_what_was_half_made() {
     let Some(mut fixture) = Fixture::new("reopening") else { return };
     let id = VolumeId::generate();
-    let volume = fixture.pool().create(&id, ByteSize::mib(50)).unwrap();
+    let volume = fixture.pool().create(&id, "owner", ByteSize::mib(50)).unwrap();
     fs::write(volume.upper().join("file"), "here").unwrap();
     fixture.pool().grow().unwrap();
     let second = Pool::open(&fixture.path(), CONFIG);
@@ -331,7 +333,7 @@ fn a_full_host_disk_gives_no_volume_an_error() {
     let Some(host) = SmallHost::mount(TEST, 600 * MIB) else { return };
     let pool = Pool::open(&host.dir().join("pool"), CONFIG).unwrap();
     let id = VolumeId::generate();
-    let volume = pool.create(&id, ByteSize::mib(150)).unwrap();
+    let volume = pool.create(&id, "owner", ByteSize::mib(150)).unwrap();
     let (_, error) = fill(&host.dir().join("hog"), 2048 * MIB);
     assert_eq!(error.unwrap().raw_os_error(), Some(libc::ENOSPC));
 
@@ -345,7 +347,7 @@ fn a_full_host_disk_gives_no_volume_an_error() {
     fs::remove_file(volume.upper().join("big")).unwrap();
     pool.sync().unwrap();
     fs::write(volume.upper().join("after"), "fine").unwrap();
-    pool.create(&VolumeId::generate(), ByteSize::mib(1)).unwrap();
+    pool.create(&VolumeId::generate(), "owner", ByteSize::mib(1)).unwrap();
     // And the pool has not given any block back to the host that it may miss later.
     let metadata = fs::metadata(host.dir().join("pool/pool.btrfs")).unwrap();
     assert!(metadata.blocks() * 512 >= metadata.len());

@@ -4,6 +4,7 @@
 //! and the payload's. The payload's leaf holds the profile's memory and pids limits; the group
 //! adds a little for the agent, so that a payload at its limit cannot starve the agent.
 
+mod notice;
 mod v1;
 mod v2;
 
@@ -18,6 +19,8 @@ use base_types::SandboxId;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use sandbox_api::Limits;
+
+pub use notice::{MemoryNotice, NoticeBy};
 
 use crate::error::ContainerError;
 
@@ -74,6 +77,9 @@ pub trait Cgroups: Send + Sync {
     fn kill(&self, sandbox: &SandboxId) -> io::Result<()>;
 
     fn usage(&self, sandbox: &SandboxId) -> CgroupUse;
+
+    /// The group that holds the payload's memory limit.
+    fn payload_memory(&self, sandbox: &SandboxId) -> PathBuf;
 
     /// Removes the sandbox's groups; fails while a process is in one.
     fn remove(&self, sandbox: &SandboxId) -> io::Result<()>;

@@ -160,6 +160,10 @@ impl Cgroups for V1 {
         }
     }
 
+    fn payload_memory(&self, sandbox: &SandboxId) -> PathBuf {
+        self.memory.join(sandbox.as_str()).join(PAYLOAD_LEAF)
+    }
+
     fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
         for root in self.hierarchies() {
             let group = root.join(sandbox.as_str());

@@ -153,6 +153,10 @@ impl Cgroups for V2 {
         }
     }
 
+    fn payload_memory(&self, sandbox: &SandboxId) -> PathBuf {
+        self.group(sandbox).join(PAYLOAD_LEAF)
+    }
+
     fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
         let group = self.group(sandbox);
         for directory in [group.join(AGENT_LEAF), group.join(PAYLOAD_LEAF), group] {

@@ -130,9 +130,9 @@ fn arguments_decide_where_they_must() {
     for namespace in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET] {
         assert_eq!(of(libc::SYS_clone, [namespace as u64 | 17, 0, 0]), refused);
     }
-    assert_eq!(of(libc::SYS_ioctl, [0, libc::TCGETS as u64, 0]), ALLOWED);
-    assert_eq!(of(libc::SYS_ioctl, [0, libc::TIOCSTI as u64, 0]), refused);
-    assert_eq!(of(libc::SYS_ioctl, [0, 1 << 32 | libc::TIOCSTI as u64, 0]), refused);
+    assert_eq!(of(libc::SYS_ioctl, [0, libc::TCGETS, 0]), ALLOWED);
+    assert_eq!(of(libc::SYS_ioctl, [0, libc::TIOCSTI, 0]), refused);
+    assert_eq!(of(libc::SYS_ioctl, [0, 1 << 32 | libc::TIOCSTI, 0]), refused);
     assert_eq!(of(libc::SYS_ioctl, [0, u64::from(FICLONE), 0]), ALLOWED);
     assert_eq!(of(libc::SYS_ioctl, [0, 0x9408, 0]), failed(libc::ENOTTY), "btrfs sync");
     assert_eq!(of(libc::SYS_personality, [0xFFFF_FFFF, 0, 0]), ALLOWED);

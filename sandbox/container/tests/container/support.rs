@@ -100,7 +100,7 @@ impl Machine {
 
     pub fn prepare(&self, limits: Limits) -> Sandbox {
         let id = SandboxId::generate();
-        let volume = self.pool().create(&VolumeId::generate(), limits.disk).unwrap();
+        let volume = self.pool().create(&VolumeId::generate(), id.as_str(), limits.disk).unwrap();
         let socket = self.dir().join(format!("{id}.sock"));
         Sandbox { id, volume, socket, limits, started: None }
     }
@@ -246,11 +246,11 @@ fn make_image() -> Result<(), String> {
     }
 }
 
-/// Compiles `agent.rs` once for each test process.
+/// Compiles `fixture/agent.rs` once for each test process.
 fn stand_in_agent() -> Result<Vec<u8>, String> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let target = directory.join(format!("stand-in-agent.{}", std::process::id()));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/agent.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/container/fixture/agent.rs");
     let cached = directory.join("stand-in-agent");
     let age = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     if age(&cached) < age(&source) {
