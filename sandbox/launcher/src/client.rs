@@ -23,7 +23,10 @@ use tokio::time::Instant;
 
 use crate::layout::Layout;
 use crate::link::{Link, Lost};
-use crate::wire::{Answer, Ask, Leave, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal, Role};
+use crate::wire::{
+    Answer, Ask, Leave, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, REQUEST_BYTES_MAX, Refusal, Role,
+    encode,
+};
 
 /// How long a launcher may be away, as it is during its restart, before calls fail.
 const AWAY_MAX: Duration = Duration::from_secs(10);

@@ -23,8 +23,12 @@ mod ranges;
 mod run;
 mod sandboxes;
 mod server;
+#[cfg(test)]
+mod server_tests;
 mod start;
 mod table;
+#[cfg(test)]
+mod testing;
 mod watch;
 pub mod wire;
 

@@ -82,6 +82,10 @@ pub trait Volumes: Send + Sync {
     /// [`Containers::start`] takes.
     fn open(&self, volume: &VolumeId, quota: ByteSize) -> Result<PathBuf, PartError>;
 
+    /// The epoch has begun: what `open` allowed beyond the quota, so that a full volume can be
+    /// used again, is taken back.
+    fn opened(&self, volume: &VolumeId, quota: ByteSize) -> Result<(), PartError>;
+
     fn destroy(&self, volume: &VolumeId) -> Result<(), PartError>;
 
     fn used(&self, volume: &VolumeId) -> Result<Option<u64>, PartError>;

@@ -1,6 +1,7 @@
 //! Starting a launcher by hand: `sinew serve`, run as root where no unit starts one, makes it a
 //! process of its own before it gives its privileges up.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -28,8 +29,8 @@ const OTHER_WAIT: Duration = Duration::from_secs(10);
 /// How much of the log an error shows.
 const LOG_TAIL_BYTES: u64 = 2048;
 
-/// Of our environment, what a launcher is given. Keys of the brain are not for it.
-const ENV_KEPT: [&str; 3] = ["SINEW_LOG", "RUST_BACKTRACE", "TMPDIR"];
+/// Of our environment, what a launcher is given: settings. Keys of the brain are not for it.
+const SETTINGS_PREFIX: &str = "SINEW_";
 
 pub struct EnsureRunning<'a> {
     pub data: &'a Path,
@@ -130,7 +131,9 @@ fn spawn(wanted: &EnsureRunning<'_>, layout: &Layout) -> Result<Child, EnsureErr
     }
     command.arg("--user").arg(wanted.serve_uid.to_string());
     command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    command.envs(ENV_KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    let is_setting =
+        |name: &OsString| name.as_encoded_bytes().starts_with(SETTINGS_PREFIX.as_bytes());
+    command.envs(std::env::vars_os().filter(|(name, _)| is_setting(name)));
     command.current_dir("/").stdin(Stdio::null()).stdout(log()?).stderr(log()?);
     command.spawn().map_err(EnsureError::Spawn)
 }

@@ -156,8 +156,10 @@ impl Sandboxes {
         let init = Arc::new(started.pidfd);
         let oom = started.oom.map(Arc::new);
         let phase = Phase::Running { range, init: started.init, boot: self.boot.clone() };
-        let live = self
-            .record(slot, Record { phase, ever_ran: true, ..record.clone() })
+        let quota = self.parts.volumes.opened(&record.volume, shape.limits.disk);
+        let live = quota
+            .map_err(Refusal::from)
+            .and_then(|()| self.record(slot, Record { phase, ever_ran: true, ..record.clone() }))
             .and_then(|()| self.watched(record, init.clone(), oom, image.in_use));
         live.inspect_err(|_| {
             if let Err(error) = self.parts.containers.end(&record.sandbox, Some(init.as_fd())) {

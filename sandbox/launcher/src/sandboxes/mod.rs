@@ -8,6 +8,8 @@
 mod create;
 mod end;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
@@ -28,6 +30,8 @@ use crate::watch::{Seen, WatchNumber, Watcher};
 use crate::wire::{LIST_PAGE_MAX, Refusal};
 
 pub use create::{check_sandbox, check_volume};
+#[cfg(test)]
+pub use recover::start_time;
 pub use recover::{RecoverError, Recovered};
 
 /// Sandboxes that run at once. Their processes share `pid_max`, which may be 32,768.

@@ -1,0 +1,113 @@
+//! Containers as the launcher uses them.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use base_types::SandboxId;
+use guest_protocol::boot;
+use sandbox_api::{Limits, SandboxUse};
+use sandbox_container::cgroup::{MemoryNotice, NoticeBy};
+use sandbox_container::{ContainerSpec, Containers};
+use sandbox_launcher::parts::{self, Init, OomReady, OomWatch, PartError, StartContainer, Started};
+
+use super::failed;
+
+/// How much of a sandbox's random id its host name shows.
+const HOSTNAME_ID_CHARS: usize = 12;
+
+pub struct ContainerParts {
+    containers: Containers,
+    /// The guest agent's program, shared by all sandboxes.
+    agent: OwnedFd,
+}
+
+impl ContainerParts {
+    pub fn new(installation: &str) -> anyhow::Result<Self> {
+        let containers = Containers::new(installation)?;
+        let agent = sandbox_container::sealed_agent(guest_embed::AGENT)?;
+        Ok(Self { containers, agent })
+    }
+
+    fn oom_watch(&self, sandbox: &SandboxId) -> Result<OomWatch, PartError> {
+        let notice = MemoryNotice::of(self.containers.cgroups(), sandbox)
+            .map_err(|error| PartError::Failed(format!("watch the memory: {error}")))?;
+        let by = notice.how;
+        Ok(OomWatch {
+            ready: notice.ready,
+            how: match by {
+                NoticeBy::Counter => OomReady::Readable,
+                NoticeBy::Change => OomReady::Priority,
+            },
+            happened: Box::new(move |ready| MemoryNotice::happened(ready, by)),
+        })
+    }
+}
+
+impl parts::Containers for ContainerParts {
+    fn start(&self, start: StartContainer<'_>) -> Result<Started, PartError> {
+        let network = sandbox_container::loopback_only(start.id_base).map_err(|e| failed(&e))?;
+        let started = self
+            .containers
+            .start(&ContainerSpec {
+                sandbox: start.sandbox.clone(),
+                epoch: start.epoch,
+                image_root: start.image,
+                volume: start.volume,
+                id_base: start.id_base,
+                limits: start.shape.limits,
+                hostname: hostname(start.sandbox),
+                agent: self.agent.as_fd(),
+                listener: start.listener.as_fd(),
+                network: network.as_fd(),
+                tools_as: match start.shape.tools_as {
+                    parts::ToolsAs::User => boot::ToolsAs::User,
+                    parts::ToolsAs::Root => boot::ToolsAs::Root,
+                },
+                env: start.shape.env.clone(),
+            })
+            .map_err(|error| failed(&error))?;
+        let oom = match self.oom_watch(start.sandbox) {
+            Ok(oom) => Some(oom),
+            Err(error) => {
+                let init = Some(started.pidfd.as_fd());
+                if let Err(error) = self.containers.kill(start.sandbox, init) {
+                    tracing::error!(sandbox = %start.sandbox, %error, "cannot undo a start");
+                }
+                return Err(error);
+            }
+        };
+        let pid = started.init.as_raw_pid().unsigned_abs();
+        let init = Init { pid, start_time: started.start_time };
+        Ok(Started { init, pidfd: started.pidfd, oom })
+    }
+
+    fn attach(&self, sandbox: &SandboxId, _limits: &Limits) -> Result<Option<OomWatch>, PartError> {
+        self.oom_watch(sandbox).map(Some)
+    }
+
+    fn end(&self, sandbox: &SandboxId, init: Option<BorrowedFd<'_>>) -> Result<(), PartError> {
+        self.containers.kill(sandbox, init).map_err(|error| failed(&error))
+    }
+
+    fn used(&self, sandbox: &SandboxId) -> SandboxUse {
+        let usage = self.containers.cgroups().usage(sandbox);
+        SandboxUse {
+            memory_bytes: usage.memory_bytes,
+            disk_bytes: None,
+            pids: usage.pids,
+            cpu_usec: usage.cpu_usec,
+        }
+    }
+
+    fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<String>, PartError> {
+        let keep: BTreeSet<SandboxId> = keep.iter().cloned().collect();
+        let ended = self.containers.sweep(&keep).map_err(|error| failed(&error))?;
+        Ok(ended.into_iter().map(|sandbox| format!("processes of {sandbox}")).collect())
+    }
+}
+
+/// `sbx_0123…` as `sbx-0123…`, which a host name may be.
+fn hostname(sandbox: &SandboxId) -> String {
+    let id = sandbox.as_str().trim_start_matches(SandboxId::PREFIX);
+    format!("sbx-{}", id.chars().take(HOSTNAME_ID_CHARS).collect::<String>())
+}

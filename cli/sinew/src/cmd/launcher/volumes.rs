@@ -1,0 +1,105 @@
+//! The pool of volumes as the launcher uses it.
+//!
+//! A volume says itself whose it is: its label is the id of its sandbox.
+
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use base_types::{ByteSize, SandboxId, VolumeId};
+use sandbox_launcher::parts::{PartError, Volumes};
+use sandbox_volume::{Pool, PoolConfig, PoolError, VolumeError};
+
+use super::failed;
+
+pub struct PoolVolumes {
+    /// `None` once it was closed.
+    pool: RwLock<Option<Pool>>,
+}
+
+impl PoolVolumes {
+    pub fn open(dir: &Path, config: base_config::Pool) -> Result<Self, PoolError> {
+        let config = PoolConfig {
+            initial_bytes: config.initial.bytes(),
+            step_bytes: config.step.bytes(),
+            max_bytes: config.max.bytes(),
+            reserve_bytes: config.reserve.bytes(),
+        };
+        Ok(Self { pool: RwLock::new(Some(Pool::open(dir, config)?)) })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Pool) -> Result<T, PartError>) -> Result<T, PartError> {
+        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner);
+        match &*pool {
+            Some(pool) => act(pool),
+            None => Err(PartError::Failed("the pool of volumes is closed".to_owned())),
+        }
+    }
+}
+
+impl Volumes for PoolVolumes {
+    fn exists(&self, volume: &VolumeId) -> Result<bool, PartError> {
+        self.with(|pool| match pool.volume(volume) {
+            Ok(_) => Ok(true),
+            Err(VolumeError::NotFound(_)) => Ok(false),
+            Err(error) => Err(failed(&error)),
+        })
+    }
+
+    fn create(
+        &self,
+        volume: &VolumeId,
+        owner: &SandboxId,
+        quota: ByteSize,
+    ) -> Result<(), PartError> {
+        self.with(|pool| {
+            // Not being able to grow is no reason while there is room.
+            if let Err(error) = pool.maintain() {
+                tracing::warn!(error = %base_types::Chain(&error), "the pool does not grow");
+            }
+            let made = pool.create(volume, owner.as_str(), quota);
+            made.map(drop).map_err(|error| failed(&error))
+        })
+    }
+
+    fn open(&self, volume: &VolumeId, quota: ByteSize) -> Result<PathBuf, PartError> {
+        self.with(|pool| {
+            let readied = pool.make_room(volume, quota).map_err(|error| failed(&error))?;
+            Ok(readied.path().to_owned())
+        })
+    }
+
+    fn opened(&self, volume: &VolumeId, quota: ByteSize) -> Result<(), PartError> {
+        self.with(|pool| pool.set_quota(volume, quota).map_err(|error| failed(&error)))
+    }
+
+    fn destroy(&self, volume: &VolumeId) -> Result<(), PartError> {
+        self.with(|pool| pool.destroy(volume).map_err(|error| failed(&error)))
+    }
+
+    fn used(&self, volume: &VolumeId) -> Result<Option<u64>, PartError> {
+        self.with(|pool| match pool.volume_usage(volume) {
+            Ok(usage) => Ok(Some(usage.used_bytes)),
+            Err(VolumeError::NotFound(_)) => Ok(None),
+            Err(error) => Err(failed(&error)),
+        })
+    }
+
+    fn list(&self) -> Result<Vec<(VolumeId, Option<SandboxId>)>, PartError> {
+        self.with(|pool| {
+            let volumes = pool
+                .list()
+                .map_err(|error| PartError::Failed(format!("list the volumes: {error}")))?;
+            let owned = |id: VolumeId| {
+                let label = pool.volume(&id).ok().and_then(|volume| volume.label().ok());
+                let owner = label.and_then(|label| SandboxId::parse(&label));
+                (id, owner)
+            };
+            Ok(volumes.into_iter().map(owned).collect())
+        })
+    }
+
+    fn close(&self) -> Result<(), PartError> {
+        let pool = self.pool.write().unwrap_or_else(PoisonError::into_inner).take();
+        pool.map_or(Ok(()), |pool| pool.close().map_err(|error| failed(&error)))
+    }
+}

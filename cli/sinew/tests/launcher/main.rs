@@ -1,0 +1,14 @@
+//! The container tier through the real launcher: the driver's contract, and what only a process
+//! can show.
+
+#![forbid(unsafe_code)]
+
+mod place;
+mod process;
+
+use place::Launcher;
+
+/// The test's own name is in what it prints; the place does not need it.
+const CONTRACT: &str = "driver_contract";
+
+sandbox_api::driver_contract!(Launcher::start(CONTRACT).await);
