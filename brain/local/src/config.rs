@@ -56,6 +56,8 @@ pub struct Switches {
     pub require_beta_header: bool,
     /// Give the identical re-post of a result 400 instead of accepting it.
     pub refuse_identical_result: bool,
+    /// Give no more events in one page than this, whatever the request asks for.
+    pub events_per_page: Option<usize>,
 }
 
 impl Default for BrainConfig {
@@ -90,6 +92,7 @@ impl Default for Switches {
             tokens_end_with_item: false,
             require_beta_header: false,
             refuse_identical_result: false,
+            events_per_page: None,
         }
     }
 }

@@ -257,6 +257,15 @@ impl BrainHandle {
         })
     }
 
+    /// Streams an event that never becomes part of the history.
+    pub fn emit_only_on_stream(&self, session: &SessionId, event: Value) -> Result<(), Refused> {
+        self.shared.change(|state| {
+            let (play, _) = state.play(session.as_str())?;
+            play.session.history.only_stream(event);
+            Ok(())
+        })
+    }
+
     /// Ends a session for good.
     pub fn terminate(&self, session: &SessionId) -> Result<(), Refused> {
         self.shared.change(|state| {

@@ -87,7 +87,7 @@ impl Phase {
     fn last_heartbeat(&self) -> Option<&str> {
         match self {
             Phase::Active { last_heartbeat, .. } | Phase::Stopping { last_heartbeat, .. } => {
-                Some(last_heartbeat).map(String::as_str).filter(|text| !text.is_empty())
+                Some(last_heartbeat.as_str()).filter(|text| !text.is_empty())
             }
             _ => None,
         }

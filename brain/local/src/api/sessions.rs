@@ -271,7 +271,11 @@ pub(crate) fn resource_delete(state: &mut State, request: &Request) -> Result<Va
 }
 
 pub(crate) fn event_list(state: &State, request: &Request) -> Result<Value, ApiError> {
-    state.session(&request.target.session)?.history.list(&request.event_query()?)
+    let mut query = request.event_query()?;
+    if let Some(most) = state.switches.events_per_page {
+        query.limit = Some(query.limit.unwrap_or(most).min(most));
+    }
+    state.session(&request.target.session)?.history.list(&query)
 }
 
 pub(crate) fn event_send(state: &mut State, request: &Request) -> Result<Value, ApiError> {

@@ -2,4 +2,5 @@
 
 mod session;
 mod support;
+mod transcript;
 mod wire;

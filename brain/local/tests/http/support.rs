@@ -55,6 +55,11 @@ impl Client {
         Self { http: reqwest::Client::new(), base: brain.url(), credential }
     }
 
+    /// The same connections with another credential.
+    pub fn by(&self, credential: Secret) -> Self {
+        Self { credential, ..self.clone() }
+    }
+
     pub async fn raw(
         &self,
         method: Method,
@@ -135,6 +140,10 @@ pub enum Frame {
 
 impl Frames {
     pub async fn next(&mut self) -> Frame {
+        tokio::time::timeout(LIMIT, self.read()).await.expect("a frame in time")
+    }
+
+    async fn read(&mut self) -> Frame {
         loop {
             while let Some((frame, rest)) = self.buffer.split_once("\n\n") {
                 let field = |key: &str| {
@@ -147,7 +156,7 @@ impl Frames {
                     return Frame::Event { name, data };
                 }
             }
-            match tokio::time::timeout(LIMIT, self.bytes.next()).await.expect("a frame in time") {
+            match self.bytes.next().await {
                 Some(Ok(bytes)) => self.buffer.push_str(std::str::from_utf8(&bytes).unwrap()),
                 Some(Err(_)) => return Frame::Broken { rest: std::mem::take(&mut self.buffer) },
                 None => return Frame::End,

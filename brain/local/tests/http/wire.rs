@@ -17,7 +17,7 @@ fn work(brain: &brain_local::BrainHandle) -> String {
 }
 
 /// The sessions token inside an offered item.
-fn token(item: &Value) -> Secret {
+pub fn token(item: &Value) -> Secret {
     let secret = item["secret"].as_str().unwrap();
     use base64::Engine;
     let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(secret).unwrap();
