@@ -22,6 +22,27 @@ pub(crate) struct Refusal {
     pub request_id: Option<String>,
 }
 
+/// What a 412 says of the lease as the brain has it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the brain has another heartbeat")]
+pub(crate) struct LeaseConflict {
+    pub last: String,
+    /// Somebody holds the lease.
+    pub is_live: bool,
+    pub ttl: Option<Duration>,
+}
+
+pub(crate) fn read_lease_conflict(body: &[u8]) -> Option<LeaseConflict> {
+    let text = body_text(body);
+    let details = Fields::parse(text.trim())?.object("error")?.object("details")?;
+    let current = details.object("current_state")?;
+    Some(LeaseConflict {
+        last: current.id("last_heartbeat")?,
+        is_live: matches!(current.text("state").as_deref(), Some("starting" | "active")),
+        ttl: current.read::<u64>("ttl_seconds").map(Duration::from_secs),
+    })
+}
+
 pub(crate) fn read_refusal(body: &[u8]) -> Refusal {
     let text = body_text(body);
     let Some(fields) = Fields::parse(text.trim()) else {

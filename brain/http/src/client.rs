@@ -5,6 +5,7 @@
 //! the streams of many sessions would use up its allowance, and heartbeats would wait behind
 //! them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base_types::{Clock, SystemClock};
@@ -64,6 +65,8 @@ pub(crate) struct Call<'a> {
     pub headers: HeaderMap,
     pub body: Bytes,
     pub rules: Rules,
+    /// Set when an attempt may have arrived without our getting to know.
+    pub unanswered: Option<&'a AtomicBool>,
 }
 
 /// How a request may be treated.
@@ -223,9 +226,11 @@ impl Client {
         }
         let request_id = answer::request_id(response.headers());
         if let Some(detail) = encoded(response.headers()) {
+            call.note_unanswered();
             return Err(Failure { error: answer::garbage(call.request, detail), repeat: false });
         }
         read_body(response, call.rules.body_bytes_max).await.map_err(|error| {
+            call.note_unanswered();
             let (detail, repeat) = match error {
                 ReadBodyError::Oversized(_) => ("the answer is too large", false),
                 ReadBodyError::Broken(_) => ("the answer broke off", true),
@@ -289,13 +294,30 @@ fn connector(base: &Url, config: &HttpBrainConfig) -> Result<reqwest::Client, Ne
     builder.build().map_err(NewHttpBrainError::Tls)
 }
 
+impl Call<'_> {
+    fn note_unanswered(&self) {
+        if let Some(flag) = self.unanswered {
+            flag.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The attempt may have arrived: what the caller is told of it.
+    fn lost(&self) -> BrainErrorKind {
+        self.note_unanswered();
+        match self.rules.once {
+            true => BrainErrorKind::Ambiguous,
+            false => BrainErrorKind::Transient { retry_after: None },
+        }
+    }
+}
+
 /// No status came back.
 fn not_answered(call: &Call<'_>, error: reqwest::Error) -> Failure {
     let never_left = error.is_connect() || error.is_builder();
     let detail = if error.is_connect() { "no connection" } else { "the connection broke" };
-    let kind = match call.rules.once && !never_left {
-        true => BrainErrorKind::Ambiguous,
-        false => BrainErrorKind::Transient { retry_after: None },
+    let kind = match never_left {
+        true => BrainErrorKind::Transient { retry_after: None },
+        false => call.lost(),
     };
     let source = Some(error.without_url().into());
     let error = BrainError { kind, source, ..answer::garbage(call.request, detail) };
@@ -303,10 +325,7 @@ fn not_answered(call: &Call<'_>, error: reqwest::Error) -> Failure {
 }
 
 fn timed_out(call: &Call<'_>) -> Failure {
-    let kind = match call.rules.once {
-        true => BrainErrorKind::Ambiguous,
-        false => BrainErrorKind::Transient { retry_after: None },
-    };
+    let kind = call.lost();
     let detail = format!("no answer within {:?}", call.rules.attempt_timeout);
     Failure { error: BrainError { kind, ..answer::garbage(call.request, detail) }, repeat: true }
 }
@@ -324,13 +343,18 @@ async fn refused(call: &Call<'_>, response: Response) -> Failure {
         (false, true) => status.to_string(),
         (false, false) => format!("{status}: {}", refusal.text),
     };
-    let kind = match call.rules.once && answer::may_have_happened(status) {
-        true => BrainErrorKind::Ambiguous,
-        false => kind_of(status, asked),
+    let lost = answer::may_have_happened(status).then(|| call.lost());
+    let kind = match lost {
+        Some(ambiguous @ BrainErrorKind::Ambiguous) => ambiguous,
+        _ => kind_of(status, asked),
     };
+    let conflict = (status == StatusCode::PRECONDITION_FAILED)
+        .then(|| answer::read_lease_conflict(&body))
+        .flatten();
+    let source = conflict.map(|conflict| conflict.into());
     let request_id = from_header.or(refusal.request_id);
     let request = call.request;
-    Failure { error: BrainError { kind, request, detail, request_id, source: None }, repeat }
+    Failure { error: BrainError { kind, request, detail, request_id, source }, repeat }
 }
 
 /// We ask for no content coding; a body in one cannot be read.

@@ -13,8 +13,9 @@ use crate::config::ID_BYTES_MAX;
 
 /// Every field of every object this crate reads. What is not here is never kept, so that an
 /// object of a million fields costs nothing.
-const READ: [&str; 41] = [
+const READ: [&str; 42] = [
     "agent",
+    "current_state",
     "custom_tool_use_id",
     "data",
     "depth",

@@ -22,12 +22,14 @@ mod config;
 mod encode;
 mod event;
 mod fields;
+mod lease;
 mod live;
 mod queue;
 mod session;
 mod sse;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use base_types::{EnvironmentId, SessionId, WorkId};
@@ -35,6 +37,7 @@ use brain_api::{Brain, BrainError, BrainSession, ExpectedBeat, Heartbeat, ItemTo
 
 use client::Client;
 pub use config::{DEFAULT_BASE_URL, HttpBrainConfig, NewHttpBrainError, Timeouts};
+use lease::Leases;
 pub use queue::QueueStats;
 use session::HttpSession;
 
@@ -42,13 +45,14 @@ use session::HttpSession;
 pub struct HttpBrain {
     client: Arc<Client>,
     environment: EnvironmentId,
+    leases: Leases,
 }
 
 impl HttpBrain {
     /// Checks the configuration; nothing is sent.
     pub fn new(config: HttpBrainConfig) -> Result<Self, NewHttpBrainError> {
         let environment = config.environment.clone();
-        Ok(Self { client: Arc::new(Client::new(config)?), environment })
+        Ok(Self { client: Arc::new(Client::new(config)?), environment, leases: Leases::default() })
     }
 
     /// Asks with the environment key and claims nothing: tells whether brain, environment and key
@@ -69,7 +73,10 @@ impl Brain for HttpBrain {
     }
 
     async fn ack(&self, work: &WorkId) -> Result<(), BrainError> {
-        queue::ack(&self.client, &self.environment, work).await
+        let since = Instant::now();
+        queue::ack(&self.client, &self.environment, work).await?;
+        self.leases.acked(work, since);
+        Ok(())
     }
 
     async fn heartbeat(
@@ -79,12 +86,14 @@ impl Brain for HttpBrain {
         expected: &ExpectedBeat,
     ) -> Result<Heartbeat, BrainError> {
         let item = queue::Item { environment: &self.environment, work, token };
-        queue::heartbeat(&self.client, item, expected).await
+        lease::beat(&self.client, &self.leases, item, expected).await
     }
 
     async fn stop(&self, work: &WorkId, token: Option<&ItemToken>) -> Result<(), BrainError> {
         let item = queue::Item { environment: &self.environment, work, token };
-        queue::stop(&self.client, item).await
+        queue::stop(&self.client, item).await?;
+        self.leases.forget(work);
+        Ok(())
     }
 
     fn session(&self, session: &SessionId, token: Option<ItemToken>) -> Box<dyn BrainSession> {
@@ -114,4 +123,5 @@ pub fn fuzz_bodies(bytes: &[u8]) {
     let _work = queue::decode_work(bytes, &EnvironmentId::new("env_fuzz"));
     let _beat = queue::decode_heartbeat(bytes);
     let _refusal = answer::read_refusal(bytes);
+    let _conflict = answer::read_lease_conflict(bytes);
 }

@@ -1,5 +1,6 @@
 //! The work queue: poll, ack, heartbeat, stop.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base_types::{EnvironmentId, Secret, SessionId, WorkId};
@@ -68,6 +69,7 @@ pub(crate) async fn poll(
         headers,
         body: Bytes::new(),
         rules,
+        unanswered: None,
     };
     decode_work(&client.call(call).await?, environment)
 }
@@ -82,13 +84,21 @@ pub(crate) async fn ack(
     client.call(call).await.map(drop)
 }
 
-pub(crate) async fn heartbeat(
-    client: &Client,
-    item: Item<'_>,
-    expected: &ExpectedBeat,
-) -> Result<Heartbeat, BrainError> {
+/// What the attempts to beat once came to.
+pub(crate) struct Beaten {
+    pub result: Result<Heartbeat, BrainError>,
+    /// One of them may have arrived although it was not answered.
+    pub unanswered: bool,
+}
+
+pub(crate) async fn heartbeat(client: &Client, item: Item<'_>, expected: &ExpectedBeat) -> Beaten {
     let credential = client.credential(item.token);
-    let mut call = Call { credential: &credential, ..post(BEAT, client, item, "heartbeat") };
+    let unanswered = AtomicBool::new(false);
+    let mut call = Call {
+        credential: &credential,
+        unanswered: Some(&unanswered),
+        ..post(BEAT, client, item, "heartbeat")
+    };
     call.url.query_pairs_mut().append_pair(
         "expected_last_heartbeat",
         match expected {
@@ -97,13 +107,19 @@ pub(crate) async fn heartbeat(
         },
     );
     call.rules = client.beat_rules(WORK_BYTES_MAX);
-    match client.call(call).await {
-        Ok(body) => decode_heartbeat(&body),
+    let result = match client.call(call).await {
+        Ok(body) => {
+            let beat = decode_heartbeat(&body);
+            // It arrived, and what the brain made of it we cannot read.
+            unanswered.fetch_or(beat.is_err(), Ordering::Relaxed);
+            beat
+        }
         Err(error) if error.kind == (BrainErrorKind::Fatal { status: 412 }) => {
             Err(BrainError { kind: BrainErrorKind::LeaseLost, ..error })
         }
         Err(error) => Err(error),
-    }
+    };
+    Beaten { result, unanswered: unanswered.into_inner() }
 }
 
 pub(crate) async fn stop(client: &Client, item: Item<'_>) -> Result<(), BrainError> {
@@ -139,6 +155,7 @@ pub(crate) async fn stats(
         body: Bytes::new(),
         // Somebody waits at a terminal: one attempt, as long as a beat may take.
         rules: Rules { attempts: 1, ..client.beat_rules(WORK_BYTES_MAX) },
+        unanswered: None,
     };
     let body = client.call(call).await?;
     let text = body_text(&body);
@@ -163,6 +180,7 @@ fn post<'a>(request: &'static str, client: &'a Client, item: Item<'_>, action: &
         headers: HeaderMap::new(),
         body: Bytes::new(),
         rules: client.rules(WORK_BYTES_MAX),
+        unanswered: None,
     }
 }
 

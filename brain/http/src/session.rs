@@ -54,6 +54,7 @@ impl HttpSession {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             rules: self.client.rules(body_bytes_max),
+            unanswered: None,
         }
     }
 }
