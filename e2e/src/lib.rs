@@ -1,6 +1,3 @@
-//! End-to-end tests: the built binary, real clients, real sandboxes. The library holds what only
-//! they need: a brain that replays the golden transcript.
+//! Tests of the built binary with real clients and real sandboxes; they are in `tests/`.
 
 #![forbid(unsafe_code)]
-
-pub mod replay;

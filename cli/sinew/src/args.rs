@@ -38,6 +38,9 @@ pub enum Command {
     /// Run the privileged launcher (`serve` starts it where nobody else does)
     #[command(hide = true)]
     Launcher(crate::cmd::launcher::LauncherArgs),
+    /// End the launcher of an installation, with every sandbox and volume it has
+    #[command(hide = true)]
+    Teardown(TeardownArgs),
     /// Print a generated reference page
     #[command(hide = true)]
     Reference(ReferenceArgs),
@@ -292,6 +295,14 @@ pub struct BenchArgs {
     /// One JSON object a line, one for each benchmark
     #[arg(long)]
     pub json: bool,
+}
+
+/// For temporary installations only: it removes their sessions' files, so that the directory must
+/// be named.
+#[derive(Debug, Args)]
+pub struct TeardownArgs {
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -39,6 +39,9 @@ pub fn render(head: &[&str], rows: Vec<Vec<String>>) -> String {
     for row in rows {
         table.add_row(row.into_iter().map(|cell| printable(&cell)));
     }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     let text = table.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     lines.join("\n")

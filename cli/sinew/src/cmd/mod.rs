@@ -10,6 +10,7 @@ pub mod launcher;
 pub mod reference;
 pub mod serve;
 pub mod session;
+pub mod teardown;
 
 use anyhow::Context;
 
@@ -27,6 +28,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Exec(args) => exec::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Launcher(args) => launcher::run(args).map(|()| Exit::Ok),
+        Command::Teardown(args) => teardown::run(args),
         Command::Reference(args) => reference::run(args),
     }
 }

@@ -1,0 +1,13 @@
+//! Sessions of the development brain, served by `sinew serve` in real sandboxes.
+
+#![forbid(unsafe_code)]
+
+mod crash;
+mod operator;
+mod served;
+mod sleep;
+
+use std::time::Duration;
+
+/// Far longer than a scenario takes on a busy machine.
+const SCENE: Duration = Duration::from_secs(60);
