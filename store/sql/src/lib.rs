@@ -20,7 +20,7 @@ mod work;
 
 use async_trait::async_trait;
 use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
-use sqlx::SqlitePool;
+use sqlx::{Sqlite, SqlitePool, Transaction};
 use store_api::{
     CallRecord, Change, LogEntry, NewWork, SessionFilter, SessionRecord, Store, StoreError,
     WorkRecord,
@@ -48,8 +48,8 @@ impl SqlStore {
 impl Store for SqlStore {
     async fn claim_work(&self, work: &NewWork) -> Result<(), StoreError> {
         let mut transaction = self.writer.begin().await.map_err(failed("claim work"))?;
-        claim::claim_work(&mut transaction, work).await?;
-        transaction.commit().await.map_err(failed("claim work"))
+        let done = claim::claim_work(&mut transaction, work).await;
+        finish(transaction, done, "claim work").await
     }
 
     async fn take_session(
@@ -67,8 +67,8 @@ impl Store for SqlStore {
         changes: &[Change],
     ) -> Result<(), StoreError> {
         let mut transaction = self.writer.begin().await.map_err(failed("apply changes"))?;
-        apply::apply(&mut transaction, session, generation, changes).await?;
-        transaction.commit().await.map_err(failed("apply changes"))
+        let done = apply::apply(&mut transaction, session, generation, changes).await;
+        finish(transaction, done, "apply changes").await
     }
 
     async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError> {
@@ -136,6 +136,22 @@ impl Store for SqlStore {
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
         read::now(&self.readers).await
+    }
+}
+
+/// Commits what went well and takes back what did not.
+async fn finish(
+    transaction: Transaction<'_, Sqlite>,
+    done: Result<(), StoreError>,
+    action: &'static str,
+) -> Result<(), StoreError> {
+    match done {
+        Ok(()) => transaction.commit().await.map_err(failed(action)),
+        Err(error) => {
+            // One that fails leaves its mark on the connection, which is then not used again.
+            let _ = transaction.rollback().await;
+            Err(error)
+        }
     }
 }
 

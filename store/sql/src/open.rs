@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqlitePool};
+use sqlx::{ConnectOptions, Connection, SqlitePool};
 
 use crate::SqlStore;
 
@@ -97,6 +97,12 @@ fn prepare_file(path: &Path) -> io::Result<()> {
     }
 }
 
+/// A pool of connections that sync what they commit.
+///
+/// On some errors, a full disk among them, SQLite takes a transaction back by itself; sqlx does
+/// not notice and counts one transaction too many from then on. What that connection would commit
+/// later could be a mere savepoint, and lost. So one that is still counted as in a transaction
+/// when it is taken from the pool is thrown away (`tests/full_disk.rs`).
 async fn connect(path: &Path, connections: u32) -> Result<SqlitePool, OpenError> {
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -113,6 +119,9 @@ async fn connect(path: &Path, connections: u32) -> Result<SqlitePool, OpenError>
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
+        // Each connection is tested when it comes back.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
         .connect_with(options)
         .await
         .map_err(|source| match is_damage(&source) {

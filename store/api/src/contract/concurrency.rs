@@ -77,25 +77,26 @@ pub async fn racing_batches_lose_nothing(place: &dyn Place) {
     }
 }
 
-/// A reader in another task sees a batch as soon as its writer was told that it is done, and
-/// never half of one.
+/// A reader sees a batch as soon as its writer was told that it is done, and never half of one.
 pub async fn readers_see_what_was_acknowledged(place: &dyn Place) {
     let owned = Owned::new(place).await;
-    let (store, session) = (owned.store.clone(), owned.session.clone());
     let (written, mut watch) = tokio::sync::watch::channel(0);
-    let reader = tokio::spawn(async move {
+    let reader = async {
         while watch.changed().await.is_ok() {
             let acknowledged = *watch.borrow_and_update();
-            let calls = store.calls(&session, None, 1_000).await.expect("list calls");
+            let calls = owned.store.calls(&owned.session, None, 1_000).await.expect("list calls");
             assert!(calls.len() >= acknowledged, "{} of {acknowledged}", calls.len());
             assert!(calls.iter().all(|record| record.started.is_some()), "half a batch");
         }
-    });
-    for round in 0..ROUNDS * 2 {
-        let call = new_call(&format!("toolu_{round}"));
-        owned.must(&[received(&call), started(&call)]).await;
-        written.send_replace(round + 1);
-    }
-    drop(written);
-    reader.await.expect("the reader saw everything");
+    };
+    let writer = async {
+        // Moved in, so that the reader ends with the writer.
+        let written = written;
+        for round in 0..ROUNDS * 2 {
+            let call = new_call(&format!("toolu_{round}"));
+            owned.must(&[received(&call), started(&call)]).await;
+            written.send_replace(round + 1);
+        }
+    };
+    tokio::join!(reader, writer);
 }
