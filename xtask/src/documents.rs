@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context;
 
@@ -50,10 +51,8 @@ const REFERENCE_FOLDER: &str = "docs/user";
 /// The generated reference is what the program prints now.
 pub fn check_reference(workspace: &Workspace) -> anyhow::Result<Outcome> {
     let mut findings = Vec::new();
-    for page in REFERENCE_PAGES {
-        let path = reference_path(page);
-        let kept = workspace.read(&path).unwrap_or_default();
-        if kept != print_reference(workspace, page)? {
+    for (path, text) in print_reference(workspace)? {
+        if workspace.read(&path).unwrap_or_default() != text {
             findings.push(format!("{path} is out of date: run `cargo xtask reference --update`"));
         }
     }
@@ -62,25 +61,29 @@ pub fn check_reference(workspace: &Workspace) -> anyhow::Result<Outcome> {
 
 pub fn update_reference(workspace: &Workspace) -> anyhow::Result<Outcome> {
     std::fs::create_dir_all(workspace.root.join(REFERENCE_FOLDER))?;
-    for page in REFERENCE_PAGES {
-        let text = print_reference(workspace, page)?;
-        std::fs::write(workspace.root.join(reference_path(page)), text)?;
+    for (path, text) in print_reference(workspace)? {
+        std::fs::write(workspace.root.join(path), text)?;
     }
     Ok(Outcome::new(format!("{REFERENCE_FOLDER} written"), Vec::new()))
 }
 
-fn reference_path(page: &str) -> String {
-    format!("{REFERENCE_FOLDER}/{page}.md")
-}
-
-fn print_reference(workspace: &Workspace, page: &str) -> anyhow::Result<String> {
-    let output = cargo(&["run", "--quiet", "--locked", "-p", "sinew", "--", "reference", page])
+/// Each page with the path that it is kept under.
+fn print_reference(workspace: &Workspace) -> anyhow::Result<Vec<(String, String)>> {
+    let built = cargo(&["build", "--quiet", "--locked", "-p", "sinew"])
         .current_dir(&workspace.root)
-        .output()
-        .context("run `sinew reference`")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "`sinew reference {page}` failed: {}", errors.trim());
-    String::from_utf8(output.stdout).context("the reference is not UTF-8")
+        .status()
+        .context("run `cargo build`")?;
+    anyhow::ensure!(built.success(), "the program does not build (output above)");
+    let program = workspace.metadata.target_directory.join("debug/sinew");
+    let print = |page: &&str| {
+        let output = Command::new(&program).args(["reference", page]).output();
+        let output = output.with_context(|| format!("run {program}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "`sinew reference {page}`: {}", errors.trim());
+        let text = String::from_utf8(output.stdout).context("the reference is not UTF-8")?;
+        Ok((format!("{REFERENCE_FOLDER}/{page}.md"), text))
+    };
+    REFERENCE_PAGES.iter().map(print).collect()
 }
 
 /// `[text](target)` outside code, without those that leave the tree.
