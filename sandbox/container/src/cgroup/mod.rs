@@ -86,6 +86,9 @@ pub trait Cgroups: Send + Sync {
 
     /// Every sandbox that has a group.
     fn list(&self) -> io::Result<Vec<SandboxId>>;
+
+    /// Removes this installation's own directories; fails while a sandbox has a group in one.
+    fn close(&self) -> io::Result<()>;
 }
 
 /// Finds what this machine has. `prefix` is this installation's own: groups of another one are

@@ -174,6 +174,10 @@ impl Cgroups for V1 {
         Ok(())
     }
 
+    fn close(&self) -> io::Result<()> {
+        self.hierarchies().into_iter().try_for_each(|root| remove_directory(root))
+    }
+
     fn list(&self) -> io::Result<Vec<SandboxId>> {
         let mut all = BTreeSet::new();
         for root in self.hierarchies() {

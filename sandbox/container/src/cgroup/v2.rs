@@ -165,6 +165,10 @@ impl Cgroups for V2 {
         Ok(())
     }
 
+    fn close(&self) -> io::Result<()> {
+        remove_directory(&self.base)
+    }
+
     fn list(&self) -> io::Result<Vec<SandboxId>> {
         sandboxes_in(&self.base)
     }
