@@ -222,9 +222,16 @@ fn refuse_foreign(path: &Path) -> Result<(), OpenLayoutError> {
     Ok(())
 }
 
+/// A log larger than this is set aside when a launcher is started. It gets a line or two a
+/// sandbox.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+
 /// Opens the log for appending; `serve` may read it.
 pub fn open_log(layout: &Layout, serve_gid: u32) -> io::Result<File> {
     let path = layout.log();
+    if fs::symlink_metadata(&path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        fs::rename(&path, path.with_extension("log.old"))?;
+    }
     let file = OpenOptions::new()
         .create(true)
         .append(true)

@@ -90,8 +90,14 @@ pub trait Volumes: Send + Sync {
 
     fn used(&self, volume: &VolumeId) -> Result<Option<u64>, PartError>;
 
-    /// Every volume of this installation and whose it is, where that can be read.
-    fn list(&self) -> Result<Vec<(VolumeId, Option<SandboxId>)>, PartError>;
+    /// Every volume of this installation.
+    fn list(&self) -> Result<Vec<VolumeId>, PartError>;
+
+    /// Whose the volume is, where that can be read.
+    fn owner(&self, volume: &VolumeId) -> Option<SandboxId>;
+
+    /// Called several times a second: makes room before guests need it. `thorough` now and then.
+    fn tend(&self, thorough: bool) -> Result<(), PartError>;
 
     /// Lets go of the devices behind the volumes. Nothing runs any more.
     fn close(&self) -> Result<(), PartError>;
@@ -112,6 +118,9 @@ pub trait Containers: Send + Sync {
 
     /// Removes what belongs to this installation and to none of `keep`; says what it was.
     fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<String>, PartError>;
+
+    /// Removes what all sandboxes share. None is left.
+    fn close(&self) -> Result<(), PartError>;
 }
 
 pub struct StartContainer<'a> {
@@ -122,7 +131,8 @@ pub struct StartContainer<'a> {
     /// The first of the sandbox's ids on the host.
     pub id_base: u32,
     pub shape: &'a Shape,
-    /// The guest agent accepts here.
+    /// The guest agent accepts here. It alone keeps it: with a copy in the launcher, a connection
+    /// to a sandbox whose agent is gone would be taken by the kernel and answered by nobody.
     pub listener: UnixListener,
 }
 

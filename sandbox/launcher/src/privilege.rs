@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use rustix::io;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set,
     remove_capability_from_bounding_set, set_capabilities,
@@ -57,4 +58,14 @@ pub fn keep_what_is_needed() -> io::Result<()> {
             inheritable: CapabilitySet::empty(),
         },
     )
+}
+
+/// A running sandbox costs three descriptors: its process, its memory notice, its image's lock.
+pub fn allow_many_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Up to the hard limit anyone may; it is no reason not to start.
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays where it is");
+    }
 }

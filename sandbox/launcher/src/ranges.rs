@@ -45,6 +45,9 @@ pub enum TakeRangeError {
 
 impl Ranges {
     pub fn open(dir: &Path, first: u32, count: u32) -> io::Result<Self> {
+        if let Some(parent) = dir.parent() {
+            DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         Ok(Self { dir: dir.to_owned(), first, count })
     }

@@ -50,6 +50,7 @@ impl Prepared {
         }
         privilege::load_modules();
         privilege::keep_what_is_needed().map_err(|errno| RunError::Privilege(errno.into()))?;
+        privilege::allow_many_descriptors();
         // Whatever the caller's: what is to be readable by others is given to them explicitly.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         let layout = Layout::open(data, serve_uid)?;

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, RwLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use base_types::{Epoch, SandboxId};
@@ -91,7 +92,11 @@ impl Server {
 
     /// Starts nothing new and waits for the starts that are under way.
     pub fn leave(&self) {
-        *self.leaving.write().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+        *self.leaving.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    fn is_leaving(&self) -> bool {
+        *self.leaving.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn welcome(self: &Arc<Self>, stream: UnixStream) {
@@ -231,8 +236,13 @@ impl Server {
             return;
         }
         let is_shutdown = matches!(ask, Ask::Shutdown { .. });
-        let answer = self.answer(ask);
-        let exits = is_shutdown && matches!(answer, Ok(Answer::Done));
+        // A client is not left waiting by a defect of ours; the panic has been printed.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(ask))).unwrap_or_else(|_| {
+            Err(Refusal::Failed { why: "the launcher failed inside: see its log".to_owned() })
+        });
+        // Nothing is served any more: it was done, or everything has ended and something that all
+        // share could not be let go of.
+        let exits = is_shutdown && self.is_leaving();
         connection.answer(id, answer.unwrap_or_else(|refusal| Answer::Refused { refusal }));
         if exits {
             // Fails when the launcher is ending already.
@@ -245,8 +255,7 @@ impl Server {
         match ask {
             Ask::Image { name } => Ok(Answer::Image { image: sandboxes.image(&name)? }),
             Ask::Create { spec } => {
-                let leaving =
-                    self.leaving.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let leaving = self.leaving.read().unwrap_or_else(PoisonError::into_inner);
                 if *leaving {
                     return Err(Refusal::ShuttingDown);
                 }
@@ -296,16 +305,12 @@ impl Server {
             Leave::Volumes => self.sandboxes.stop_all(),
             Leave::Nothing => self.sandboxes.destroy_all(),
         };
-        let closed = if failed.is_empty() {
-            self.sandboxes.close()
-        } else {
-            Err(Refusal::Failed { why: first_few(&failed) })
-        };
-        if closed.is_err() {
-            // It stays to be asked again, so it may as well serve.
-            *self.leaving.write().unwrap_or_else(std::sync::PoisonError::into_inner) = false;
+        if failed.is_empty() {
+            return self.sandboxes.close();
         }
-        closed
+        // It stays to be asked again, so it may as well serve.
+        *self.leaving.write().unwrap_or_else(PoisonError::into_inner) = false;
+        Err(Refusal::Failed { why: first_few(&failed) })
     }
 }
 

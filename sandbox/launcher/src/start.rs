@@ -23,9 +23,6 @@ const READY_POLL: Duration = Duration::from_millis(5);
 /// A launcher that is ready answers a hello at once.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
 
-/// After ours ended because another one was quicker.
-const OTHER_WAIT: Duration = Duration::from_secs(10);
-
 /// How much of the log an error shows.
 const LOG_TAIL_BYTES: u64 = 2048;
 
@@ -78,7 +75,7 @@ pub fn ensure_running(wanted: &EnsureRunning<'_>) -> Result<Launched, EnsureErro
             return Ok(Launched::Now { pid });
         }
         if let Some(status) = child.try_wait().map_err(EnsureError::Spawn)? {
-            return another(&layout)
+            return another(&layout, end)
                 .ok_or_else(|| EnsureError::Ended { status, log: tail(&layout, log_from) });
         }
         std::thread::sleep(READY_POLL);
@@ -144,8 +141,7 @@ fn absolute(path: &Path) -> Result<PathBuf, EnsureError> {
 }
 
 /// Ours ended. If that was because another `serve` started one at the same moment, that one does.
-fn another(layout: &Layout) -> Option<Launched> {
-    let end = Instant::now() + OTHER_WAIT;
+fn another(layout: &Layout, end: Instant) -> Option<Launched> {
     while matches!(layout.lock(), Err(OpenLayoutError::AlreadyRunning { .. })) {
         if let Ok(pid) = probe(layout) {
             return Some(Launched::Already { pid });
@@ -181,4 +177,31 @@ fn tail(layout: &Layout, from: u64) -> String {
         Ok(String::from_utf8_lossy(&text).trim_end().to_owned())
     };
     read().unwrap_or_else(|error| format!("(cannot be read: {error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_that_does_not_start_is_reported_with_the_end_of_its_log() {
+        if !nix::unistd::geteuid().is_root() {
+            let test = "a_launcher_that_does_not_start_is_reported_with_the_end_of_its_log";
+            eprintln!("SKIP {test}: not root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = EnsureRunning {
+            data: &dir.path().join("data"),
+            images: dir.path(),
+            config: None,
+            serve_uid: 64_500,
+        };
+        // This program is not `sinew`: it does not know the arguments, says so, and ends.
+        let EnsureError::Ended { status, log } = ensure_running(&wanted).unwrap_err() else {
+            panic!("it cannot have started");
+        };
+        assert!(!status.success());
+        assert!(log.contains("--detached") || log.contains("detached"), "{log}");
+    }
 }

@@ -171,8 +171,16 @@ impl Volumes for Part {
         Ok(Some(4096))
     }
 
-    fn list(&self) -> Result<Vec<(VolumeId, Option<SandboxId>)>, PartError> {
-        Ok(lock(&self.0.volumes).clone().into_iter().collect())
+    fn list(&self) -> Result<Vec<VolumeId>, PartError> {
+        Ok(lock(&self.0.volumes).keys().cloned().collect())
+    }
+
+    fn owner(&self, volume: &VolumeId) -> Option<SandboxId> {
+        lock(&self.0.volumes).get(volume).cloned().flatten()
+    }
+
+    fn tend(&self, _thorough: bool) -> Result<(), PartError> {
+        Ok(())
     }
 
     fn close(&self) -> Result<(), PartError> {
@@ -228,6 +236,10 @@ impl Containers for Part {
             self.end(orphan, None)?;
         }
         Ok(orphans.into_iter().map(SandboxId::into_string).collect())
+    }
+
+    fn close(&self) -> Result<(), PartError> {
+        Ok(())
     }
 }
 

@@ -166,6 +166,10 @@ pub enum Refusal {
     Failed { why: String },
     #[error("the launcher is shutting down")]
     ShuttingDown,
+    /// What a later version says.
+    #[error("the launcher refuses, for a reason that this version does not know")]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Why no frame came.
@@ -265,6 +269,13 @@ mod tests {
             response.answer,
             Answer::Refused { refusal: Refusal::OlderEpoch { reached: Epoch(3) } }
         ));
+    }
+
+    #[test]
+    fn a_later_versions_refusal_is_a_refusal() {
+        let text = r#"{"id":1,"answer":"refused","refusal":{"because":"moon","phase":"full"}}"#;
+        let response: Response = decode(text.as_bytes()).unwrap();
+        assert!(matches!(response.answer, Answer::Refused { refusal: Refusal::Unknown }));
     }
 
     #[test]

@@ -136,10 +136,16 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Grows the pool by one step if guests may soon need it, and forgets the accounts of removed
-    /// volumes. To be called now and then, and before a volume is made.
+    /// Grows the pool if need be, and forgets the accounts of removed volumes, which takes a look
+    /// at every volume. To be called now and then.
     pub fn maintain(&self) -> Result<Growth, PoolError> {
         self.remove_stale_qgroups();
+        self.grow_if_needed()
+    }
+
+    /// Grows the pool by one step if guests may soon need it. Cheap where they do not: to be
+    /// called often, because guests fill what is left as fast as the disk writes.
+    pub fn grow_if_needed(&self) -> Result<Growth, PoolError> {
         let stat = rustix::fs::fstatvfs(&self.root)
             .map_err(|errno| at("examine", &self.mount_point)(errno.into()))?;
         let free = stat.f_bfree * stat.f_frsize;

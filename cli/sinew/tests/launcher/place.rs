@@ -137,6 +137,13 @@ impl Launcher {
         self.data().join("launcher/pool/mnt")
     }
 
+    /// This installation's directories in the control group hierarchies.
+    pub fn groups(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        groups(Path::new("/sys/fs/cgroup"), &self.installation(), &mut found);
+        found
+    }
+
     fn installation(&self) -> String {
         Layout::at(&self.data().canonicalize().unwrap()).installation()
     }

@@ -139,8 +139,10 @@ async fn a_shutdown_that_leaves_nothing_leaves_nothing() {
         let spec = spec(&driver, &launcher).await;
         driver.create(&spec).await.unwrap();
     }
+    assert_ne!(launcher.groups(), BTreeSet::new());
     driver.shutdown(Leave::Nothing).await.unwrap();
     launcher.wait();
+    assert_eq!(launcher.groups(), BTreeSet::new());
     let pool = launcher.pool_mount().canonicalize().unwrap().display().to_string();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(&pool), "the pool is unmounted");

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 use base_types::{Epoch, SandboxId, VolumeId};
@@ -60,7 +61,7 @@ impl Sandboxes {
             }
             self.end_in(slot, &mut work, "a later epoch was started")?;
         }
-        if self.running() >= RUNNING_MAX {
+        if self.running.load(Ordering::Relaxed) >= RUNNING_MAX {
             let why = format!("{RUNNING_MAX} sandboxes run on this machine");
             return Err(Refusal::NoRoom { why });
         }
@@ -68,7 +69,7 @@ impl Sandboxes {
         let started = self.begin(slot, spec, shape, image, before.as_ref());
         match started {
             Ok((live, restored_from)) => {
-                work.live = Some(live);
+                self.goes_live(&mut work, live);
                 Ok(Sandbox { sandbox: spec.sandbox.clone(), epoch: spec.epoch, restored_from })
             }
             Err(refusal) => {

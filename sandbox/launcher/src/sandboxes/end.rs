@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
 
 use base_types::{SandboxId, VolumeId};
 use sandbox_api::Vitality;
@@ -28,7 +29,7 @@ impl Sandboxes {
             .unwrap_or_else(|| self.remove_volume(volume))
     }
 
-    /// Ends everything that runs; with `Leave::Nothing` removes everything there is.
+    /// Ends everything that runs; says what did not end.
     pub fn stop_all(&self) -> Vec<String> {
         let failed = |sandbox: SandboxId| {
             let refusal = self.stop(&sandbox).err()?;
@@ -37,6 +38,7 @@ impl Sandboxes {
         self.all().into_iter().filter_map(failed).collect()
     }
 
+    /// Removes everything there is; says what was not removed.
     pub fn destroy_all(&self) -> Vec<String> {
         let mut failed = Vec::new();
         for sandbox in self.all() {
@@ -48,7 +50,7 @@ impl Sandboxes {
         }
         match self.parts.volumes.list() {
             Ok(volumes) => {
-                for (volume, _) in volumes {
+                for volume in volumes {
                     if let Err(refusal) = self.remove_volume(&volume) {
                         failed.push(format!("{volume}: {refusal}"));
                     }
@@ -59,9 +61,10 @@ impl Sandboxes {
         failed
     }
 
-    /// Lets go of what is behind the volumes; nothing may run.
+    /// Lets go of what all sandboxes share; none may run.
     pub fn close(&self) -> Result<(), Refusal> {
-        Ok(self.parts.volumes.close()?)
+        self.parts.volumes.close()?;
+        Ok(self.parts.containers.close()?)
     }
 
     /// Acts on what the watcher reported.
@@ -94,6 +97,7 @@ impl Sandboxes {
             .map_err(|error| Refusal::Stuck { why: error.to_string() })?;
         if let Some(live) = work.live.take() {
             self.watcher.remove(live.watch);
+            self.running.fetch_sub(1, Ordering::Relaxed);
         }
         if let Err(error) = self.layout.unlink_agent(&sandbox) {
             tracing::warn!(%sandbox, %error, "cannot remove the agent's socket");
@@ -151,7 +155,7 @@ impl Sandboxes {
     }
 }
 
-const AGENT_EXITED: &str = "agent exited";
+pub(super) const AGENT_EXITED: &str = "agent exited";
 
 // === impl Live ===
 

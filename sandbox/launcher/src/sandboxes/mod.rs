@@ -8,6 +8,7 @@
 mod create;
 mod end;
 mod recover;
+mod tend;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use base_types::{Chain, Epoch, SandboxId, VolumeId};
@@ -52,6 +54,8 @@ pub struct Sandboxes {
     boot: String,
     watcher: Watcher,
     slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
+    /// How many sandboxes have a [`Live`].
+    running: AtomicUsize,
     /// Which sandbox has which volume: no two ever share one.
     owners: Mutex<HashMap<VolumeId, SandboxId>>,
 }
@@ -118,10 +122,12 @@ impl Sandboxes {
             watcher,
             slots: Mutex::default(),
             owners: Mutex::default(),
+            running: AtomicUsize::new(0),
         });
         let recovered = sandboxes.recover()?;
         // From here on what the watcher saw is acted upon, what it saw meanwhile included.
         seen.act_on(Arc::downgrade(&sandboxes));
+        tend::start(Arc::downgrade(&sandboxes)).map_err(RecoverError::Watch)?;
         Ok((sandboxes, recovered))
     }
 
@@ -140,7 +146,7 @@ impl Sandboxes {
         let mut all: BTreeMap<SandboxId, Option<VolumeId>> = self
             .ownerless_volumes()?
             .into_iter()
-            .map(|(volume, sandbox)| (sandbox, Some(volume)))
+            .map(|(sandbox, volume)| (sandbox, Some(volume)))
             .collect();
         all.extend(lock(&self.slots).keys().map(|sandbox| (sandbox.clone(), None)));
         let mut rest = all.into_iter().filter(|(sandbox, _)| after.is_none_or(|id| sandbox > id));
@@ -184,12 +190,6 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// How many sandboxes have processes.
-    pub fn running(&self) -> usize {
-        let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
-        slots.iter().filter(|slot| slot.may_have_processes()).count()
-    }
-
     fn all(&self) -> Vec<SandboxId> {
         lock(&self.slots).keys().cloned().collect()
     }
@@ -220,19 +220,21 @@ impl Sandboxes {
     }
 
     /// Volumes that no record speaks of. One that does not say whose it was cannot be listed.
-    fn ownerless_volumes(&self) -> Result<Vec<(VolumeId, SandboxId)>, Refusal> {
-        let mut volumes = self.parts.volumes.list()?;
-        let owners = lock(&self.owners);
-        volumes.retain(|(volume, _)| !owners.contains_key(volume));
-        drop(owners);
-        let known = |(volume, sandbox): (VolumeId, Option<SandboxId>)| match sandbox {
-            Some(sandbox) => Some((volume, sandbox)),
-            None => {
-                tracing::warn!(%volume, "a volume does not say whose it is");
-                None
+    fn ownerless_volumes(&self) -> Result<Vec<(SandboxId, VolumeId)>, Refusal> {
+        let mut found = Vec::new();
+        for volume in self.without_record(self.parts.volumes.list()?) {
+            match self.parts.volumes.owner(&volume) {
+                Some(sandbox) => found.push((sandbox, volume)),
+                None => tracing::warn!(%volume, "a volume does not say whose it is"),
             }
-        };
-        Ok(volumes.into_iter().filter_map(known).collect())
+        }
+        Ok(found)
+    }
+
+    fn without_record(&self, mut volumes: Vec<VolumeId>) -> Vec<VolumeId> {
+        let owners = lock(&self.owners);
+        volumes.retain(|volume| !owners.contains_key(volume));
+        volumes
     }
 
     /// The sandbox's slot, with its work lock. Makes one where there is none.
@@ -278,6 +280,11 @@ impl Sandboxes {
         lock(&self.slots).remove(sandbox);
     }
 
+    fn goes_live(&self, work: &mut Work, live: Live) {
+        work.live = Some(live);
+        self.running.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Writes a record down and shows it.
     fn record(&self, slot: &Slot, record: Record) -> Result<(), Refusal> {
         self.table.write(&record).map_err(|error| Refusal::Failed {
@@ -293,10 +300,6 @@ impl Sandboxes {
 impl Slot {
     fn snapshot(&self) -> Option<Record> {
         lock(&self.view).record.clone()
-    }
-
-    fn may_have_processes(&self) -> bool {
-        lock(&self.view).record.as_ref().is_some_and(Record::may_have_processes)
     }
 }
 

@@ -74,7 +74,7 @@ impl Sandboxes {
         let range = record.range();
         let ended = match self.still_runs(&record) {
             Ok(live) => {
-                lock(&slot.work).live = Some(live);
+                self.goes_live(&mut lock(&slot.work), live);
                 return range;
             }
             Err(phase) => phase,
@@ -155,11 +155,8 @@ impl Sandboxes {
     fn report_ownerless(&self, found: &mut Recovered) {
         match self.parts.volumes.list() {
             Ok(volumes) => {
-                let owners = lock(&self.owners);
-                let ownerless = volumes.iter().filter(|(volume, _)| !owners.contains_key(volume));
-                found.warnings.extend(
-                    ownerless.map(|(volume, _)| format!("volume {volume} has no record; kept")),
-                );
+                let kept = |volume| format!("volume {volume} has no record; kept");
+                found.warnings.extend(self.without_record(volumes).into_iter().map(kept));
             }
             Err(error) => found.warnings.push(format!("list the volumes: {error}")),
         }

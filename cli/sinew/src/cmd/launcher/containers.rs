@@ -104,6 +104,11 @@ impl parts::Containers for ContainerParts {
         let ended = self.containers.sweep(&keep).map_err(|error| failed(&error))?;
         Ok(ended.into_iter().map(|sandbox| format!("processes of {sandbox}")).collect())
     }
+
+    fn close(&self) -> Result<(), PartError> {
+        let closed = self.containers.cgroups().close();
+        closed.map_err(|error| PartError::Failed(format!("remove the control groups: {error}")))
+    }
 }
 
 /// `sbx_0123…` as `sbx-0123…`, which a host name may be.

@@ -52,10 +52,6 @@ impl Volumes for PoolVolumes {
         quota: ByteSize,
     ) -> Result<(), PartError> {
         self.with(|pool| {
-            // Not being able to grow is no reason while there is room.
-            if let Err(error) = pool.maintain() {
-                tracing::warn!(error = %base_types::Chain(&error), "the pool does not grow");
-            }
             let made = pool.create(volume, owner.as_str(), quota);
             made.map(drop).map_err(|error| failed(&error))
         })
@@ -84,17 +80,21 @@ impl Volumes for PoolVolumes {
         })
     }
 
-    fn list(&self) -> Result<Vec<(VolumeId, Option<SandboxId>)>, PartError> {
+    fn list(&self) -> Result<Vec<VolumeId>, PartError> {
         self.with(|pool| {
-            let volumes = pool
-                .list()
-                .map_err(|error| PartError::Failed(format!("list the volumes: {error}")))?;
-            let owned = |id: VolumeId| {
-                let label = pool.volume(&id).ok().and_then(|volume| volume.label().ok());
-                let owner = label.and_then(|label| SandboxId::parse(&label));
-                (id, owner)
-            };
-            Ok(volumes.into_iter().map(owned).collect())
+            pool.list().map_err(|error| PartError::Failed(format!("list the volumes: {error}")))
+        })
+    }
+
+    fn owner(&self, volume: &VolumeId) -> Option<SandboxId> {
+        let label = |pool: &Pool| pool.volume(volume).ok()?.label().ok();
+        self.with(|pool| Ok(label(pool))).ok()?.and_then(|label| SandboxId::parse(&label))
+    }
+
+    fn tend(&self, thorough: bool) -> Result<(), PartError> {
+        self.with(|pool| {
+            let tended = if thorough { pool.maintain() } else { pool.grow_if_needed() };
+            tended.map(drop).map_err(|error| failed(&error))
         })
     }
 
