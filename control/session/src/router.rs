@@ -144,7 +144,10 @@ impl Router {
         }
         match &event.kind {
             EventKind::StatusIdle(StopReason::TurnOver { .. }) => self.turn_over = true,
-            EventKind::Confirmation(_) | EventKind::ThreadTerminated(_) => {}
+            // An answer can come late, after an interrupt has ended the turn: it begins no new one.
+            EventKind::Confirmation(_)
+            | EventKind::ThreadTerminated(_)
+            | EventKind::Answered(_) => {}
             _ => self.turn_over = false,
         }
     }
@@ -408,6 +411,7 @@ mod tests {
         router.on_live(&idle());
         assert!(router.is_quiet());
         router.on_live(&confirm("z", true));
+        router.on_live(&answered("late"));
         assert!(router.is_quiet());
         router.on_live(&event("m", EventKind::UserMessage));
         assert!(!router.is_quiet());

@@ -4,6 +4,7 @@
 
 mod crash;
 mod operator;
+mod refused;
 mod served;
 mod sleep;
 

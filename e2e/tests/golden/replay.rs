@@ -131,7 +131,6 @@ impl Replay {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let router = Router::new().fallback(answer).with_state(self.clone());
-        #[expect(clippy::disallowed_methods, reason = "a test's server")]
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(port)
     }
