@@ -81,6 +81,8 @@ pub struct Input {
     pub fd: OwnedFd,
     /// A terminal has no end of input; a character says it.
     pub terminal: bool,
+    /// The program runs. Before that a terminal is nobody's, and its interrupt character is lost.
+    pub ready: bool,
     pub queue: VecDeque<PendingInput>,
 }
 
@@ -244,9 +246,16 @@ impl Tap {
 // === impl Input ===
 
 impl Input {
+    pub fn new(fd: OwnedFd, terminal: bool) -> Self {
+        Self { fd, terminal, ready: false, queue: VecDeque::new() }
+    }
+
     /// Writes what the program takes; answers the requests that are done.
     pub fn pump(&mut self) -> Vec<PendingInput> {
         let mut done = Vec::new();
+        if !self.ready {
+            return done;
+        }
         while let Some(first) = self.queue.front_mut() {
             let data = if first.eof && self.terminal { &b"\x04"[..] } else { &first.data[..] };
             if first.sent < data.len() {

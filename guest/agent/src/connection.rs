@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use bytes::{Buf, BytesMut};
-use guest_protocol::frame::{FrameError, put_message, take_message};
+use guest_protocol::frame::{FrameError, has_frame, put_message, take_message};
 use guest_protocol::wire::{self, Request, Response, ResponseBody};
 use guest_protocol::{FRAME_BYTES_MAX, REQUEST_BYTES_MAX, version};
 use rustix::io::Errno;
@@ -43,6 +43,11 @@ impl Connection {
 
     pub fn wants_write(&self) -> bool {
         !self.outbox.is_empty()
+    }
+
+    /// Whether a request is here that came with others and has not had its turn.
+    pub fn has_request(&self) -> bool {
+        self.wants_read() && has_frame(&self.inbox, REQUEST_BYTES_MAX)
     }
 
     pub fn is_over(&self) -> bool {

@@ -180,7 +180,7 @@ impl Agent {
     pub(crate) fn exec_reports(&mut self, id: &CallId) {
         loop {
             let Some(running) = self.calls.get_mut(id).and_then(Call::running) else { return };
-            let Work::Exec { supervisor, .. } = &running.work else { return };
+            let Work::Exec { supervisor, input } = &mut running.work else { return };
             let pid = supervisor.pid;
             let killed = match &running.end {
                 End::Tree { cause, .. } => Some(cause.clone()),
@@ -188,6 +188,12 @@ impl Agent {
             };
             match take_report(&supervisor.control) {
                 Ok(None) => return,
+                Ok(Some(Report::Started { .. })) => {
+                    if let Some(input) = input {
+                        input.ready = true;
+                    }
+                    self.pump_input(id);
+                }
                 Ok(Some(Report::FailedToStart { reason })) => {
                     self.finish(id, Exit::FailedToStart(reason), Block::Text);
                 }

@@ -113,6 +113,7 @@ impl Agent {
             for (source, events) in ready {
                 self.handle(source, events);
             }
+            self.serve_waiting();
             self.check_deadlines(Instant::now());
             self.answer_waiters(Instant::now());
             self.connections.retain(|_, connection| connection.flush() && !connection.is_over());
@@ -132,7 +133,11 @@ impl Agent {
     fn poll(&self) -> io::Result<Vec<(Source, i16)>> {
         let mut set = PollSet::default();
         self.add_sources(&mut set);
-        let timeout = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let deadline = self.next_deadline();
+        let mut timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        if self.connections.values().any(Connection::has_request) {
+            timeout = Some(Duration::ZERO);
+        }
         set.wait(timeout)
     }
 
@@ -153,7 +158,9 @@ impl Agent {
             let Phase::Running(running) = &call.phase else { continue };
             let Work::Exec { supervisor, input } = &running.work else { continue };
             set.add(Source::Control(id.clone()), &supervisor.control, libc::POLLIN);
-            if let Some(input) = input.as_ref().filter(|input| !input.queue.is_empty()) {
+            if let Some(input) =
+                input.as_ref().filter(|input| input.ready && !input.queue.is_empty())
+            {
                 set.add(Source::Input(id.clone()), &input.fd, libc::POLLOUT);
             }
         }
@@ -202,6 +209,14 @@ impl Agent {
                     return;
                 }
             }
+        }
+    }
+
+    /// Requests that came in one piece with others give no event of their own.
+    fn serve_waiting(&mut self) {
+        let waiting = self.connections.iter().filter(|(_, connection)| connection.has_request());
+        for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.serve_connection(id, 0);
         }
     }
 

@@ -147,7 +147,7 @@ impl Shell {
         let out = fifo.map_or_else(String::new, |path| format!(">'{path}' "));
         let serial = self.serial;
         self.send(&format!(
-            "IFS= builtin read -r -d '' -u {COMMAND_FD} __sinew_command; LINENO=0\n\
+            "IFS= builtin read -r -d '' -u {COMMAND_FD} __sinew_command\n\
              builtin eval \"$__sinew_command\" </dev/null {out}2>&1 {COMMAND_FD}<&- {STATUS_FD}>&-\n\
              builtin printf '%s %s\\n' {serial} \"$?\" >&{STATUS_FD}\n"
         ));

@@ -1,6 +1,5 @@
 //! How a call begins: looked up first, then a supervisor or a child for it.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
@@ -223,7 +222,7 @@ impl Agent {
         }
         set_size(&ours, size)?;
         let ours = nonblocking(ours)?;
-        let input = Input { fd: ours.try_clone()?, terminal: true, queue: VecDeque::new() };
+        let input = Input::new(ours.try_clone()?, true);
         let descriptors = vec![(theirs.try_clone()?, 0), (theirs.try_clone()?, 1), (theirs, 2)];
         Ok((descriptors, Tap::new(ours, None), Some(input)))
     }
@@ -255,7 +254,7 @@ fn open_pipes(stdin: bool) -> Result<Streams, StartError> {
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let (theirs, input) = if stdin {
         let (theirs, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let input = Input { fd: nonblocking(ours)?, terminal: false, queue: VecDeque::new() };
+        let input = Input::new(nonblocking(ours)?, false);
         (theirs, Some(input))
     } else {
         (std::fs::File::open("/dev/null")?.into(), None)

@@ -31,6 +31,14 @@ pub fn take_frame(buffer: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, 
     Ok(Some(buffer.split_to(bytes).freeze()))
 }
 
+/// Whether [`take_frame`] would answer something else than "not yet".
+pub fn has_frame(buffer: &BytesMut, limit: usize) -> bool {
+    buffer.first_chunk::<PREFIX_BYTES>().is_some_and(|prefix| {
+        let bytes = u32::from_le_bytes(*prefix) as usize;
+        bytes > limit || buffer.len() >= PREFIX_BYTES + bytes
+    })
+}
+
 /// [`take_frame`] and decode.
 pub fn take_message<M: Message + Default>(
     buffer: &mut BytesMut,

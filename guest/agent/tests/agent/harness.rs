@@ -113,13 +113,17 @@ fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs) -> Child {
         .args(boot.to_args())
         .env_clear()
         .stdin(Stdio::null());
-    // SAFETY: between fork and exec only dup2 is called, which is async-signal-safe.
+    // SAFETY: between fork and exec only dup2 and prctl are called, which are async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             for (from, to) in inherited {
                 if libc::dup2(from, to) < 0 {
                     return Err(std::io::Error::last_os_error());
                 }
+            }
+            // A test that is cut off leaves nothing behind.
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                return Err(std::io::Error::last_os_error());
             }
             Ok(())
         });
@@ -267,4 +271,14 @@ pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
 #[track_caller]
 pub fn assert_text(outcome: &Outcome, want: &str) {
     assert_eq!(text(outcome), want, "{outcome:?}");
+}
+
+/// Output with the line numbers of bash taken out: they count on from call to call.
+pub fn unnumbered(outcome: &Outcome) -> String {
+    let text = text(outcome);
+    let mut pieces = text.split("line ");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |before, piece| {
+        before + "line " + piece.trim_start_matches(|c: char| c.is_ascii_digit())
+    })
 }
