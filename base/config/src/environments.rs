@@ -120,6 +120,7 @@ impl Key {
                 report.problem(&place("key_env"), "both `key_file` and `key_env` are set", fix);
                 Key::Wrong
             }
+            (false, false) if table.holds_a_credential => Key::Wrong,
             (false, false) => Key::Missing,
             (true, false) => {
                 table.get("key_file").map_or(Key::Wrong, |path| Key::File(path, place("key_file")))

@@ -20,6 +20,8 @@ pub(crate) struct Table<'a> {
     entries: BTreeMap<&'static str, Entry>,
     /// Tables inside this one, by the section they belong to.
     tables: Vec<(Section, &'a DeTable<'a>, Place)>,
+    /// A credential stands in it, which has been reported.
+    pub holds_a_credential: bool,
 }
 
 struct Entry {
@@ -31,7 +33,13 @@ struct Entry {
 impl<'a> Table<'a> {
     /// A table that sets nothing.
     pub fn empty(section: Section, place: Place) -> Table<'a> {
-        Table { section, place, entries: BTreeMap::new(), tables: Vec::new() }
+        Table {
+            section,
+            place,
+            entries: BTreeMap::new(),
+            tables: Vec::new(),
+            holds_a_credential: false,
+        }
     }
 
     pub fn read(
@@ -56,6 +64,7 @@ impl<'a> Table<'a> {
                     *path = document.folder().join(&*path);
                 }
             } else {
+                read.holds_a_credential |= is_for_a_credential(section, name);
                 unknown(section, name, &place, report);
             }
         }
@@ -179,8 +188,12 @@ fn header_name(section: Section) -> &'static str {
 /// Names under which people put the key itself.
 const KEY_NAMES: [&str; 6] = ["key", "api_key", "environment_key", "token", "secret", "password"];
 
+fn is_for_a_credential(section: Section, name: &str) -> bool {
+    section == Section::Environment && KEY_NAMES.contains(&name)
+}
+
 fn unknown(section: Section, name: &str, place: &Place, report: &mut Report) {
-    if section == Section::Environment && KEY_NAMES.contains(&name) {
+    if is_for_a_credential(section, name) {
         let what = format!("`{name}`: a key does not stand in this file");
         let fix = "put it in a file of mode 0600 and name that with `key_file`, or name a \
                    variable with `key_env`; if this file was shared, replace the key";

@@ -382,7 +382,6 @@ initial = "100GiB"
         "sinew.toml:4:8: `idle` has no unit: a duration: a whole number with a unit, like \"90s\", \"10min\" or \"7d\"",
         "sinew.toml:5:17: `brain_connect` `5 parsecs` cannot be read: a duration: a whole number with a unit, like \"90s\", \"10min\" or \"7d\"",
         "sinew.toml:6:1: `tenant` is not a key of [limits]: it belongs to [[environment]]",
-        "sinew.toml:7:1: environment `env_1` has no key: set `key_file` or `key_env`",
         "sinew.toml:9:1: `key`: a key does not stand in this file: put it in a file of mode 0600 and name that with `key_file`, or name a variable with `key_env`; if this file was shared, replace the key",
         "sinew.toml:10:1: `concurency` is not a key of [[environment]]: did you mean `concurrency`?",
         "sinew.toml:11:15: `concurrency` 0 is out of range: from 1 to 10000",
