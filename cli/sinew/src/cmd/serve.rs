@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::ServeArgs;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::installation::sources;
 use crate::serve::node::{Node, Prepared};
 use crate::{logging, output};
@@ -31,7 +31,13 @@ fn load(args: &ServeArgs) -> anyhow::Result<Config> {
         images: args.images.images.clone(),
         ..Overrides::default()
     };
-    Ok(base_config::load(&sources(overrides))?)
+    let config = base_config::load(&sources(overrides))?;
+    if config.environments.is_empty() {
+        let text = "there is no environment to serve: set ANTHROPIC_ENVIRONMENT_ID and \
+                    ANTHROPIC_ENVIRONMENT_KEY, or write an [[environment]] into sinew.toml";
+        return Err(UsageError(text.to_owned()).into());
+    }
+    Ok(config)
 }
 
 async fn serve(prepared: Prepared) -> anyhow::Result<Exit> {
