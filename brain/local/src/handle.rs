@@ -266,6 +266,15 @@ impl BrainHandle {
         })
     }
 
+    /// Ends the streams of a session that are open now, cleanly.
+    pub fn end_streams(&self, session: &SessionId) {
+        self.shared.change(|state| {
+            if let Some(session) = state.sessions.get_mut(session.as_str()) {
+                session.history.end_streams();
+            }
+        });
+    }
+
     /// Ends a session for good.
     pub fn terminate(&self, session: &SessionId) -> Result<(), Refused> {
         self.shared.change(|state| {

@@ -85,6 +85,11 @@ impl History {
         self.events.len() >= MAX_EVENTS || self.bytes >= MAX_BYTES
     }
 
+    /// Ends every open stream; new ones are not concerned.
+    pub(crate) fn end_streams(&mut self) {
+        (self.live, _) = broadcast::channel(STREAM_BUFFER);
+    }
+
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.live.subscribe()
     }

@@ -23,6 +23,9 @@ const MAX_LIVE: usize = 20_000;
 const POLLING_WINDOW: Duration = Duration::from_secs(30);
 /// Worker ids remembered for the statistics of all environments.
 const MAX_WORKERS: usize = 10_000;
+/// A worker that was asked to stop may take this long to confirm it; official workers finish the
+/// running call first, without a beat. Then the item counts as stopped.
+const STOPPING_GRACE: Duration = Duration::from_secs(120);
 /// What a worker may wish for with `desired_ttl_seconds`.
 const DESIRED_TTL: std::ops::RangeInclusive<u64> = 1..=3600;
 const MAX_METADATA_PAIRS: usize = 16;
@@ -279,13 +282,9 @@ impl Queue {
                 return Err(ApiError::conflict(format!("work item {id} is already stopped")));
             }
             (Phase::Stopping { .. }, false) => {}
-            (Phase::Active { last_heartbeat, expires }, false) => {
-                let (last_heartbeat, expires) = (last_heartbeat.clone(), *expires);
-                item.phase = Phase::Stopping { last_heartbeat, expires };
-            }
-            (Phase::Starting { .. }, false) => {
-                let expires = now.at + item.ttl;
-                item.phase = Phase::Stopping { last_heartbeat: String::new(), expires };
+            (Phase::Active { .. } | Phase::Starting { .. }, false) => {
+                let last_heartbeat = item.phase.last_heartbeat().unwrap_or_default().to_owned();
+                item.phase = Phase::Stopping { last_heartbeat, expires: now.at + STOPPING_GRACE };
             }
             // Nobody holds it: there is nobody to wait for.
             (Phase::Queued { .. }, false) | (_, true) => item.end(&time),

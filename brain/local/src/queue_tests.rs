@@ -166,6 +166,19 @@ fn a_polite_stop_is_told_with_the_next_beat_and_confirmed_by_force() {
 }
 
 #[test]
+fn a_stop_that_nobody_confirms_ends_by_itself_and_never_goes_back_to_the_queue() {
+    let mut world = World::new();
+    let (id, _) = world.claimed();
+    world.with(|queue, now| queue.stop((ENV, &id), false, now)).unwrap();
+    world.pass(60);
+    world.expire();
+    assert_eq!(world.queue.get(ENV, &id).unwrap().phase.name(), "stopping");
+    world.pass(60);
+    assert!(!world.expire());
+    assert_eq!(world.queue.get(ENV, &id).unwrap().phase, Phase::Stopped);
+}
+
+#[test]
 fn a_replayed_ack_changes_nothing_and_one_of_an_active_item_is_a_conflict() {
     let mut world = World::new();
     let id = world.add("a");

@@ -1,5 +1,7 @@
 //! The development brain over real HTTP.
 
+mod live;
+mod sdk;
 mod session;
 mod support;
 mod transcript;

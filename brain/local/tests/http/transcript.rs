@@ -34,27 +34,28 @@ const FREE: &[&str] =
     &["input", "metadata", "usage", "model", "tools", "skills", "resources", "request_id"];
 
 #[derive(Clone, Debug, Deserialize)]
-struct Row {
+pub struct Row {
     client: String,
     scenario: String,
-    request: Option<Request>,
-    frame: Option<Value>,
+    pub request: Option<Request>,
+    pub frame: Option<Value>,
     #[serde(default)]
-    closed: bool,
+    pub closed: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Request {
+pub struct Request {
     method: String,
     path: String,
     query: String,
-    credential: String,
-    body: Option<Value>,
-    status: Option<u16>,
-    answer: Value,
+    pub credential: String,
+    pub body: Option<Value>,
+    pub status: Option<u16>,
+    pub answer: Value,
 }
 
-fn scenarios() -> BTreeMap<(String, String), Vec<Row>> {
+/// All rows, by client and scenario.
+pub fn scenarios() -> BTreeMap<(String, String), Vec<Row>> {
     let mut scenarios: BTreeMap<_, Vec<Row>> = BTreeMap::new();
     for line in EXCHANGES.lines() {
         let row: Row = serde_json::from_str(line).unwrap();
@@ -342,13 +343,14 @@ fn name_of(rows: &[Row], ending: &str) -> bool {
     rows.iter().filter_map(|row| row.request.as_ref()).any(|r| r.path.ends_with(ending))
 }
 
-fn route_of(request: &Request) -> Route {
+pub fn route_of(request: &Request) -> Route {
     let last = request.path.rsplit('/').next().unwrap_or_default();
     match (request.method.as_str(), last) {
         ("GET", "poll") => Route::WorkPoll,
         ("POST", "ack") => Route::WorkAck,
         ("POST", "heartbeat") => Route::WorkHeartbeat,
         ("POST", "stop") => Route::WorkStop,
+        ("GET", "stream") => Route::EventStream,
         ("GET", "events") => Route::EventList,
         ("POST", "events") => Route::EventSend,
         ("GET", _) => Route::SessionGet,

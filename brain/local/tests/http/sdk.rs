@@ -13,14 +13,16 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 /// A cold interpreter on a busy machine takes seconds to import the SDK.
-const LIMIT: Duration = Duration::from_secs(90);
+pub const LIMIT: Duration = Duration::from_secs(90);
+/// How long a worker stays with a session that has nothing for it.
+const MAX_IDLE_SECONDS: &str = "2";
 
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// The interpreter that has the SDK, or why there is none.
-async fn python() -> Result<PathBuf, String> {
+pub async fn python() -> Result<PathBuf, String> {
     let script = repository().join("scripts/python-venv.sh");
     let made = Command::new(&script).output().await.map_err(|error| error.to_string())?;
     let python = repository().join(".venv/bin/python");
@@ -30,9 +32,10 @@ async fn python() -> Result<PathBuf, String> {
     }
 }
 
+/// Ends the test, and says so, where there is no Python with the SDK.
 macro_rules! python_or_skip {
     ($test:literal) => {
-        match python().await {
+        match $crate::sdk::python().await {
             Ok(python) => python,
             Err(reason) => {
                 eprintln!("SKIP {}: no Python with the SDK: {reason}", $test);
@@ -41,6 +44,8 @@ macro_rules! python_or_skip {
         }
     };
 }
+
+pub(crate) use python_or_skip;
 
 async fn brain() -> BrainHandle {
     let timings = Timings { lease_ttl: Duration::from_secs(4), ..Timings::default() };
@@ -65,13 +70,14 @@ fn client(python: &PathBuf, name: &str, brain: &BrainHandle) -> Command {
     command
 }
 
-fn worker(python: &PathBuf, brain: &BrainHandle, workdir: &std::path::Path) -> Child {
+pub fn worker(python: &PathBuf, brain: &BrainHandle, workdir: &std::path::Path) -> Child {
     program(python, "worker.py", brain)
         .arg(workdir)
-        .arg("2")
+        .arg(MAX_IDLE_SECONDS)
         .env("ANTHROPIC_ENVIRONMENT_ID", brain.environment_id().as_str())
         .env("ANTHROPIC_ENVIRONMENT_KEY", brain.environment_key().expose())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap()
 }
