@@ -3,6 +3,7 @@
 //! A test that cannot run on this machine prints `SKIP name: reason` and returns. The runners
 //! count such a test as passed; here it is counted as what it is.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -39,6 +40,10 @@ pub fn run_and_report(workspace: &Workspace) -> bool {
 /// clone finds them.
 const IMAGES: &str = "/var/cache/sinew/images";
 
+fn images() -> OsString {
+    std::env::var_os("SINEW_IMAGES").unwrap_or_else(|| IMAGES.into())
+}
+
 /// Builds what tests start as processes, makes the images they run from, then runs every test.
 pub fn run(workspace: &Workspace) -> Counts {
     let start = Instant::now();
@@ -65,11 +70,10 @@ pub fn prepare(workspace: &Workspace) -> anyhow::Result<()> {
     };
     must("build of the binary", &["build", "--quiet", "--locked", "-p", "sinew"])?;
     must("build of the tests", &["test", "--quiet", "--locked", "--workspace", "--no-run"])?;
-    let images = std::env::var_os("SINEW_IMAGES").unwrap_or_else(|| IMAGES.into());
     let image = ["run", "--quiet", "--locked", "-p", "sinew", "--", "image", "build", "--images"];
     let build = |more: &[&str]| {
         let mut command = cargo(&image);
-        let status = command.arg(&images).args(more).current_dir(&workspace.root).status();
+        let status = command.arg(images()).args(more).current_dir(&workspace.root).status();
         anyhow::ensure!(status.context("run cargo")?.success(), "image build failed (above)");
         Ok(())
     };
@@ -96,6 +100,9 @@ pub fn run_tests(workspace: &Workspace, variables: &[(&str, &str)]) -> anyhow::R
         command
     };
     command.current_dir(&workspace.root).stdin(Stdio::null()).envs(variables.iter().copied());
+    // Just built: without this each test that starts it would ask cargo whether it is.
+    command.env("SINEW_BIN", workspace.metadata.target_directory.join("debug/sinew"));
+    command.env("SINEW_IMAGES", images());
     println!("tests: {}; whole output in target/tests.log", program(nextest));
     let mut log = Log::create(&log_path)?;
     let good = stream(command, |line| log.line(line))?;
