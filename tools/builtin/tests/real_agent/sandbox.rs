@@ -22,13 +22,15 @@ const LIMITS: ToolLimits = ToolLimits {
     other: Duration::from_secs(20),
 };
 
-/// The upper layer lies on a file system of its own: it must not be inside the lower one.
+/// The upper layer lies on a file system of its own: it must not be inside the lower one. `/run` is
+/// fresh, because this machine may have a `/run/sinew` of its own that the guest cannot enter.
 const SCRIPT: &str = r#"
 set -e
 cd "$1"
 mount -t tmpfs -o mode=0755 tmpfs scratch
 mkdir scratch/upper scratch/work
 mount -t overlay -o "lowerdir=/,upperdir=$1/scratch/upper,workdir=$1/scratch/work" overlay root
+mount -t tmpfs -o mode=0755 tmpfs root/run
 mkdir -p root/workspace root/run/sinew/output root/home/agent
 chown 1000:1000 root/workspace root/home/agent
 mount --bind out root/run/sinew/output
