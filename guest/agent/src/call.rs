@@ -19,7 +19,9 @@ const TURN_READS: usize = 4;
 /// Asked of the kernel in one read; the size of a pipe.
 const READ_BYTES: usize = 64 << 10;
 /// Inputs that wait for a program to read.
-pub const INPUTS_MAX: usize = 64;
+const INPUTS_MAX: usize = 64;
+/// Bytes of them; the host sends the next piece when the last was taken.
+const INPUT_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug)]
 pub struct Call {
@@ -248,6 +250,12 @@ impl Tap {
 impl Input {
     pub fn new(fd: OwnedFd, terminal: bool) -> Self {
         Self { fd, terminal, ready: false, queue: VecDeque::new() }
+    }
+
+    /// Whether no more input is taken in now.
+    pub fn is_full(&self) -> bool {
+        let bytes: usize = self.queue.iter().map(|pending| pending.data.len()).sum();
+        self.queue.len() >= INPUTS_MAX || bytes >= INPUT_BYTES_MAX
     }
 
     /// Writes what the program takes; answers the requests that are done.

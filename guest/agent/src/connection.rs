@@ -12,6 +12,8 @@ use rustix::io::Errno;
 /// Unsent answers, beyond which the connection's requests wait: a host that does not read holds
 /// up itself only.
 const UNSENT_BYTES_MAX: usize = 4 << 20;
+/// Of an empty buffer; more is given back.
+const KEPT_BYTES_MAX: usize = 256 << 10;
 /// Asked of the kernel in one read.
 const READ_BYTES: usize = 64 << 10;
 
@@ -56,6 +58,9 @@ impl Connection {
 
     /// Takes what has arrived; `false` when the host has closed it.
     pub fn receive(&mut self) -> bool {
+        if self.inbox.is_empty() && self.inbox.capacity() > KEPT_BYTES_MAX {
+            self.inbox = BytesMut::new(); // A large request has passed; an idle agent is small.
+        }
         let start = self.inbox.len();
         self.inbox.resize(start + READ_BYTES, 0);
         let read = rustix::io::read(&self.stream, &mut self.inbox[start..]);

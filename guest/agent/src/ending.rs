@@ -317,6 +317,7 @@ impl Agent {
                     let id = shell.current.take();
                     self.shell = None;
                     if let Some(id) = id {
+                        let reason = format!("the shell, /bin/bash: {reason}");
                         self.finish(&id, Exit::FailedToStart(reason), Block::Text);
                     }
                     return;

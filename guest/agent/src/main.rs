@@ -51,6 +51,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(what: &str, error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("sinew-guest-agent: {what}: {error}");
+    process::log(&format!("{what}: {error}"));
     ExitCode::FAILURE
 }

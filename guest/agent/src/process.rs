@@ -4,7 +4,7 @@
 //! Together with [`crate::payload`] the only module with `unsafe`.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use guest_protocol::boot::{BootArgs, ToolsAs};
@@ -69,6 +69,12 @@ pub fn prepare(boot: &BootArgs) -> io::Result<Prepared> {
 
 fn inherit_all(fds: &[RawFd]) -> io::Result<Vec<OwnedFd>> {
     fds.iter().map(|fd| inherit(*fd)).collect()
+}
+
+/// A line for whoever started the sandbox. `eprintln!` would end the agent, and everything with
+/// it, when nobody reads any more.
+pub fn log(text: &str) {
+    let _ = writeln!(io::stderr(), "sinew-guest-agent: {text}");
 }
 
 /// A descriptor on which the ends of children are read. `SIGCHLD` is blocked since [`prepare`].

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use guest_protocol::wire::{self, ErrorCode, RequestBody, ResponseBody};
 use guest_protocol::{AgentInfo, CallId, CallState, Epoch, KillScope, PtySize, call_id};
 
-use crate::call::{INPUTS_MAX, PendingInput, Phase, Work};
+use crate::call::{PendingInput, Phase, Work};
 use crate::report::Order;
 use crate::server::{Agent, Lingering};
 use crate::shell::PIPES_MAX;
@@ -221,7 +221,7 @@ impl Agent {
                 return refuse(ErrorCode::NotInteractive, format!("call {id} has ended"));
             }
         };
-        if input.queue.len() >= INPUTS_MAX {
+        if input.is_full() {
             return refuse(ErrorCode::TooManyCalls, format!("call {id} has input waiting"));
         }
         let (data, eof) = (stdin.data, stdin.eof);

@@ -205,7 +205,7 @@ impl Agent {
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    eprintln!("sinew-guest-agent: accept: {error}");
+                    crate::process::log(&format!("accept: {error}"));
                     return;
                 }
             }

@@ -107,7 +107,7 @@ pub fn kill_below(root: i32, spared: &[i32], time: Duration, mut reap: impl FnMu
 pub fn signal(pid: i32, signal: Signal) {
     match kill(Pid::from_raw(pid), signal) {
         Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => eprintln!("sinew-guest-agent: signal {signal} to {pid}: {error}"),
+        Err(error) => crate::process::log(&format!("signal {signal} to {pid}: {error}")),
     }
 }
 

@@ -289,6 +289,7 @@ fn make_parents(
 }
 
 /// Puts `content` in the place of the file in one step: whoever reads sees the old or the new.
+/// A file that its user may not write is refused, although its directory would allow the step.
 fn replace(
     target: &Target,
     content: &[u8],
@@ -296,6 +297,14 @@ fn replace(
     on: On<'_>,
 ) -> Result<(), Refused> {
     let directory = &*target.directory;
+    if old_mode.is_some() {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match open_name(directory, &target.name, flags, Mode::empty()) {
+            Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => return on.os(error),
+            // A running program can be replaced, and what has gone meanwhile can be made.
+            Ok(_) | Err(_) => {}
+        }
+    }
     let (temporary, file) = match make_temporary(directory) {
         Ok(made) => made,
         // The file is ours to write and its directory is not: then not in one step.

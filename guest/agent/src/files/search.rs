@@ -95,14 +95,14 @@ impl Visitor for Names {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             if let Ok(stat) = rustix::fs::statat(entry.directory, entry.name, flags) {
                 let time = (stat.st_mtime, stat.st_mtime_nsec as i64);
-                self.found.push((time, entry.relative.clone()));
+                self.found.push((time, entry.relative.to_owned()));
             }
         }
         if entry.relative.components().count() < self.depth_max { Next::Enter } else { Next::Skip }
     }
 
     /// What the tool's user cannot list has no names for it.
-    fn failed(&mut self, _: &PathBuf, _: Errno) {}
+    fn failed(&mut self, _: &Path, _: Errno) {}
 }
 
 impl Names {
@@ -205,7 +205,7 @@ impl Visitor for Lines {
         if self.full { Next::Stop } else { Next::Enter }
     }
 
-    fn failed(&mut self, relative: &PathBuf, error: Errno) {
+    fn failed(&mut self, relative: &Path, error: Errno) {
         let shown = self.base.join(relative);
         self.fail_os(&shown, error);
     }

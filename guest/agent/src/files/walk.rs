@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,7 +22,7 @@ pub struct Entry<'a> {
     pub directory: &'a OwnedFd,
     pub name: &'a OsStr,
     /// From where the walk started.
-    pub relative: &'a PathBuf,
+    pub relative: &'a Path,
     pub kind: FileType,
 }
 
@@ -37,7 +37,7 @@ pub enum Next {
 pub trait Visitor {
     fn visit(&mut self, entry: &Entry<'_>) -> Next;
     /// A directory could not be read.
-    fn failed(&mut self, relative: &PathBuf, error: Errno);
+    fn failed(&mut self, relative: &Path, error: Errno);
 }
 
 pub struct Walk {

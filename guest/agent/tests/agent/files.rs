@@ -155,6 +155,8 @@ async fn write_makes_parents_keeps_modes_and_leaves_nothing_half() {
         .collect();
     assert!(names.iter().all(|name| !name.starts_with(".sinew")), "{names:?}");
 
+    let read_only = sandbox.put("read-only", "");
+    fs::set_permissions(read_only, fs::Permissions::from_mode(0o444)).unwrap();
     fs::create_dir(sandbox.work("dir")).unwrap();
     symlink("dir", sandbox.work("to-dir")).unwrap();
     let out = sandbox.path("out").display().to_string();
@@ -163,6 +165,7 @@ async fn write_makes_parents_keeps_modes_and_leaves_nothing_half() {
         (write("to-dir", ""), "write: to-dir: is a directory".to_owned()),
         (write(".", ""), "write: .: is a directory".to_owned()),
         (write("new/", ""), "write: new/: is a directory".to_owned()),
+        (write("read-only", ""), "write: read-only: permission denied".to_owned()),
         (write("run.sh/x", ""), "write: run.sh/x: not a directory".to_owned()),
         (write("dir/owned-by-root", ""), "write: dir/owned-by-root: permission denied".to_owned()),
         (

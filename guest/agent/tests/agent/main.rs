@@ -3,5 +3,6 @@
 mod exec;
 mod files;
 mod harness;
+mod measure;
 mod shell;
 mod wire;

@@ -9,6 +9,12 @@ use guest_protocol::{
 
 use crate::harness::*;
 
+/// The clock by which a job is older than a call has a resolution of 10 ms; between two calls of
+/// a model there is more.
+async fn pass_a_tick() {
+    tokio::time::sleep(Duration::from_millis(30)).await;
+}
+
 #[tokio::test]
 async fn directory_variables_functions_and_jobs_persist() {
     let Some(sandbox) = sandbox("directory_variables_functions_and_jobs_persist").await else {
@@ -162,6 +168,7 @@ async fn a_time_out_kills_whatever_the_shell_ever_started() {
     // An operator's program beside the shell stays.
     let other = sandbox.start(&exec(&["sleep", "299"])).await;
     assert_ok(&sandbox.bash("sleep 301 & disown").await, "");
+    pass_a_tick().await;
     let command = "setsid sleep 302 & nohup sleep 303 >/dev/null 2>&1 & (setsid sh -c 'sleep 304 & exit' &) ; \
                    echo started; sleep 305";
     let spec = shell_for(command, Duration::from_millis(700));
@@ -251,8 +258,7 @@ async fn long_output_keeps_its_ends_and_its_file() {
 async fn a_kill_of_the_foreground_leaves_the_jobs() {
     let Some(sandbox) = sandbox("a_kill_of_the_foreground_leaves_the_jobs").await else { return };
     assert_ok(&sandbox.bash("x=1; sleep 300 & j=$!").await, "");
-    // The clock by which jobs are older has a resolution of 10 ms.
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    pass_a_tick().await;
     let id = sandbox.start(&shell("echo begun; sleep 301")).await;
     eventually("the command runs", async || {
         matches!(
