@@ -79,6 +79,7 @@ pub fn run(plan: &Plan<'_>) -> ! {
 /// Returns only the failure of exec.
 fn become_agent(plan: &Plan<'_>) -> Result<Errno, (Step, Errno)> {
     sys::reset_signals();
+    close_strangers(plan).map_err(|e| (Step::Descriptors, e))?;
     // The parent has put this process into its cgroups when it answers.
     wait_for_parent(plan)?;
     let _ = rustix::process::setsid();
@@ -106,6 +107,22 @@ fn become_agent(plan: &Plan<'_>) -> Result<Errno, (Step, Errno)> {
     rustix::thread::set_no_new_privs(true).map_err(|e| (Step::NoNewPrivileges, e))?;
     sys::load_seccomp(plan.filter).map_err(|e| (Step::Seccomp, e))?;
     Ok(sys::exec(plan.agent.as_raw_fd(), &plan.argv.addresses, &plan.envp.addresses))
+}
+
+/// Closes what the plan does not name: this is a copy of the launcher, lock of the installation,
+/// connections and the parent's end of the control socket included. While that end is open here,
+/// the launcher's death goes unnoticed.
+fn close_strangers(plan: &Plan<'_>) -> Result<(), Errno> {
+    let fixed = [plan.control, plan.network, plan.image, plan.volume];
+    let fixed = fixed.into_iter().chain([plan.agent, plan.listener, plan.env]);
+    let kept = fixed.map(|fd| fd.as_raw_fd());
+    let kept = kept.chain(plan.payload_procs.iter().map(|fd| fd.as_raw_fd()));
+    let mut from = LISTEN_FD;
+    while let Some(next) = kept.clone().filter(|fd| *fd >= from).min() {
+        sys::close_between(from, next - 1)?;
+        from = next + 1;
+    }
+    sys::close_between(from, RawFd::MAX)
 }
 
 fn wait_for_parent(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {

@@ -165,6 +165,16 @@ pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Closes every descriptor from `first` to `last`, if there is one. For the child of a clone: whose
+/// descriptors they were does not matter to a process that never returns.
+pub fn close_between(first: RawFd, last: RawFd) -> Result<(), Errno> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: takes numbers; the caller uses none of them afterwards.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
 pub fn load_seccomp(filter: &[libc::sock_filter]) -> Result<(), Errno> {
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: `program` points to `len` instructions that outlive the call; the kernel copies.

@@ -4,5 +4,7 @@
 mod leftovers;
 mod life;
 mod limits;
+mod oldest_kernel;
+mod real_agent;
 mod support;
 mod walls;

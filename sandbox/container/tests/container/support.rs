@@ -24,6 +24,7 @@ pub const LIMITS: Limits =
 
 /// Debian's smallest variant with gcc, made once; another run finds it.
 const IMAGE: &str = "/var/cache/sinew-test/rootfs";
+pub const CACHE: &str = "/var/cache/sinew-test";
 
 pub struct Machine {
     dir: tempfile::TempDir,
@@ -159,18 +160,12 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let swept = self.containers.sweep(&Default::default());
-        let closed = self.pool.take().map(|pool| {
-            // The last mount of an ended container goes when the kernel has cleaned up after it.
-            let busy = |pool: Pool| pool.close();
-            busy(pool)
-        });
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(controller.path().join(&self.prefix));
-        }
-        let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&self.prefix));
+        let closed = self.pool.take().map(Pool::close);
+        let groups = self.containers.cgroups().close();
         if !std::thread::panicking() {
             swept.unwrap();
             closed.unwrap().unwrap();
+            groups.unwrap();
         }
     }
 }
@@ -247,7 +242,7 @@ fn make_image() -> Result<(), String> {
 }
 
 /// Compiles `fixture/agent.rs` once for each test process.
-fn stand_in_agent() -> Result<Vec<u8>, String> {
+pub fn stand_in_agent() -> Result<Vec<u8>, String> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let target = directory.join(format!("stand-in-agent.{}", std::process::id()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/container/fixture/agent.rs");
@@ -260,9 +255,7 @@ fn stand_in_agent() -> Result<Vec<u8>, String> {
             .arg(&source)
             .output()
             .map_err(|error| format!("rustc: {error}"))?;
-        if !built.status.success() {
-            return Err(format!("rustc: {}", String::from_utf8_lossy(&built.stderr)));
-        }
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         fs::rename(&target, &cached).map_err(|error| error.to_string())?;
     }
     fs::read(&cached).map_err(|error| error.to_string())
