@@ -299,10 +299,11 @@ fn replace(
     let directory = &*target.directory;
     if old_mode.is_some() {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        match open_name(directory, &target.name, flags, Mode::empty()) {
-            Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => return on.os(error),
-            // A running program can be replaced, and what has gone meanwhile can be made.
-            Ok(_) | Err(_) => {}
+        let opened = open_name(directory, &target.name, flags, Mode::empty());
+        // Other errors are no reason: a running program can be replaced, and what has gone
+        // meanwhile can be made.
+        if let Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) = opened {
+            return on.os(error);
         }
     }
     let (temporary, file) = match make_temporary(directory) {

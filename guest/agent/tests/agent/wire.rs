@@ -48,7 +48,7 @@ async fn a_call_survives_the_loss_of_its_connection() {
     drop(first);
     let second = sandbox.reconnect().await;
     assert_eq!(second.peer().epoch.0, 5);
-    assert_eq!(second.info().await.unwrap().running, [id.clone()]);
+    assert_eq!(second.info().await.unwrap().running, std::slice::from_ref(&id));
     assert!(matches!(second.start(&id, &spec).await.unwrap(), CallState::Running { .. }));
     let refused = second.ack(&id).await.unwrap_err();
     assert_eq!(refused.refusal(), Some(ErrorCode::BadRequest));
