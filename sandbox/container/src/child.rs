@@ -2,7 +2,7 @@
 //! locks or panics, because the launcher's other threads may have held any lock when it was made.
 
 use std::ffi::{CStr, CString, c_char};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -156,7 +156,8 @@ fn arrange_descriptors(plan: &Plan<'_>, output: &OwnedFd) -> Result<(), Errno> {
     let output = sys::lift_descriptor(output.as_raw_fd(), PARKED_FROM)?;
     let null =
         rustix::fs::openat(CWD, c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    let null = sys::lift_descriptor(null.as_raw_fd(), PARKED_FROM)?;
+    // Never closed by its owner: its number is about to be another descriptor's.
+    let null = sys::lift_descriptor(null.into_raw_fd(), PARKED_FROM)?;
     for standard in 0..LISTEN_FD {
         sys::place_descriptor(null, standard)?;
     }

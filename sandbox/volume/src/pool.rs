@@ -32,7 +32,8 @@ const ALIGNMENT: u64 = 4 << 20;
 pub struct PoolConfig {
     /// Size of a new pool.
     pub initial_bytes: u64,
-    /// It grows by this much when less than half of it is left for guests.
+    /// It grows by this much when less than that is left for guests. What they wrote and the
+    /// kernel has not yet placed is not counted, so it should be more than that may be.
     pub step_bytes: u64,
     pub max_bytes: u64,
     /// No guest can use this part; at least a twentieth of the pool is kept in any case.
@@ -152,7 +153,7 @@ impl Pool {
         let size = self.size_bytes()?;
         let kept = size - self.config.guests_limit(size);
         let next = align(size + self.config.step_bytes).min(align_down(self.config.max_bytes));
-        if free >= kept + self.config.step_bytes / 2 || next <= size {
+        if free >= kept + self.config.step_bytes || next <= size {
             return Ok(Growth::NotNeeded);
         }
         self.grow_to(next)

@@ -5,6 +5,7 @@
 
 mod place;
 mod process;
+mod storm;
 
 use place::Launcher;
 

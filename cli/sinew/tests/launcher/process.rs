@@ -18,7 +18,7 @@ use crate::place::{Launcher, SERVE_UID};
 
 const LONG: Duration = Duration::from_secs(60);
 
-async fn spec(driver: &LauncherDriver, launcher: &Launcher) -> SandboxSpec {
+pub async fn spec(driver: &LauncherDriver, launcher: &Launcher) -> SandboxSpec {
     SandboxSpec {
         sandbox: SandboxId::generate(),
         epoch: Epoch::FIRST,
@@ -39,7 +39,7 @@ async fn shell(guest: &GuestClient, command: &str) -> Outcome {
     timeout(LONG, guest.wait(&id)).await.unwrap().unwrap()
 }
 
-async fn say(guest: &GuestClient, command: &str) -> String {
+pub async fn say(guest: &GuestClient, command: &str) -> String {
     let outcome = shell(guest, command).await;
     let text = String::from_utf8_lossy(&outcome.head).trim().to_owned();
     assert_eq!(outcome.exit, Exit::Code(0), "{command}: {text}");
@@ -258,6 +258,31 @@ async fn a_changed_profile_holds_for_the_next_start() {
     std::fs::write(launcher.config(), "profile = 7").unwrap();
     let other = SandboxSpec { profile: "added".into(), ..spec(&driver, &launcher).await };
     driver.create(&other).await.unwrap();
+}
+
+/// The pool grows while guests write, by a process that has few capabilities.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pool_grows_before_guests_notice() {
+    let Some(launcher) = Launcher::start("the_pool_grows_before_guests_notice").await else {
+        return;
+    };
+    let config = std::fs::read_to_string(launcher.config()).unwrap();
+    let large = config.replace("disk = \"64MiB\"", "disk = \"3GiB\"");
+    std::fs::write(launcher.config(), large).unwrap();
+    let pool = launcher.data().join("launcher/pool/pool.btrfs");
+    let size = || std::fs::metadata(&pool).unwrap().len();
+    let before = size();
+    let driver = LauncherDriver::connect(&launcher.data()).await.unwrap();
+    let spec = spec(&driver, &launcher).await;
+    driver.create(&spec).await.unwrap();
+    let guest = driver.connect(&spec.sandbox, spec.epoch).await.unwrap();
+    // More than the pool had, at a speed that leaves it a moment.
+    let script = "for i in $(seq 12); do head -c 100M /dev/zero > /workspace/$i || exit 1; \
+                  sync; sleep 0.3; done; du -sm /workspace | cut -f 1";
+    let written: u64 = say(&guest, script).await.parse().unwrap();
+    assert!(written >= 1100, "{written} MB");
+    assert!(size() > before, "it has grown from {before}");
+    driver.destroy(&spec.sandbox, &spec.volume).await.unwrap();
 }
 
 /// Prints what a start takes, for the record; fails only when it is out of all proportion.

@@ -10,10 +10,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Live, Sandboxes};
 
 /// A fast disk writes some hundred megabytes meanwhile, which is below a step of the pool.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(250);
 
 /// What takes a look at everything is done at every so many of those.
-const THOROUGH_EVERY: u32 = 120;
+const THOROUGH_EVERY: u32 = 240;
 
 /// Starts the thread that does it, for as long as there are sandboxes to tend.
 pub(super) fn start(sandboxes: Weak<Sandboxes>) -> io::Result<()> {
