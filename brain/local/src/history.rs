@@ -11,18 +11,20 @@ use crate::reply::ApiError;
 pub(crate) const MAX_EVENTS: usize = 50_000;
 /// Bytes of events kept per session, so that results of 20 MB do not fill the machine.
 pub(crate) const MAX_BYTES: usize = 512 << 20;
-/// How far a slow reader of the stream may fall behind before it is cut off.
-const STREAM_BUFFER: usize = 4096;
+/// How many events a slow reader of the stream may fall behind before it is cut off.
+const STREAM_BUFFER: usize = 1024;
 /// What one page holds when the request does not say, and at most.
 pub(crate) const PAGE: usize = 1000;
 
 pub(crate) type Event = Arc<Value>;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct History {
     events: Vec<Stored>,
     bytes: usize,
-    live: broadcast::Sender<Event>,
+    /// Where the open streams listen. Its buffer is allocated in full, so a session that nobody
+    /// streams has none.
+    live: Option<broadcast::Sender<Event>>,
 }
 
 #[derive(Debug)]
@@ -51,26 +53,25 @@ pub(crate) enum TimeBound {
     NotAfter,
 }
 
-impl Default for History {
-    fn default() -> Self {
-        let (live, _) = broadcast::channel(STREAM_BUFFER);
-        Self { events: Vec::new(), bytes: 0, live }
-    }
-}
-
 impl History {
     pub(crate) fn push(&mut self, sequence: u64, event: Value) -> Event {
         let event = Arc::new(event);
         self.bytes = self.bytes.saturating_add(size_of_event(&event));
         self.events.push(Stored { sequence, event: event.clone() });
-        // Nobody listening is normal.
-        let _ = self.live.send(event.clone());
+        self.tell(event.clone());
         event
     }
 
+    fn tell(&mut self, event: Event) {
+        // Sending fails when the last stream is gone.
+        if self.live.as_ref().is_some_and(|live| live.send(event).is_err()) {
+            self.live = None;
+        }
+    }
+
     /// An event goes out on the stream without becoming part of the history.
-    pub(crate) fn only_stream(&self, event: Value) {
-        let _ = self.live.send(Arc::new(event));
+    pub(crate) fn only_stream(&mut self, event: Value) {
+        self.tell(Arc::new(event));
     }
 
     /// Takes an event out, to be put at the end when it is processed.
@@ -87,11 +88,11 @@ impl History {
 
     /// Ends every open stream; new ones are not concerned.
     pub(crate) fn end_streams(&mut self) {
-        (self.live, _) = broadcast::channel(STREAM_BUFFER);
+        self.live = None;
     }
 
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.live.subscribe()
+    pub(crate) fn subscribe(&mut self) -> broadcast::Receiver<Event> {
+        self.live.get_or_insert_with(|| broadcast::Sender::new(STREAM_BUFFER)).subscribe()
     }
 
     pub(crate) fn all(&self) -> Vec<Event> {

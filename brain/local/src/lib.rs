@@ -20,6 +20,7 @@ mod connection;
 mod fault;
 mod handle;
 mod history;
+mod metadata;
 mod player;
 mod queue;
 mod record;

@@ -11,10 +11,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 
 use crate::config::{Switches, Timings};
+use crate::metadata::patch_metadata;
 use crate::reply::{ApiError, Fields, Stamps, new_id, new_key, ttl_seconds};
 
 /// What a first beat expects.
 const NO_HEARTBEAT: &str = "NO_HEARTBEAT";
+const TOKEN_PREFIX: &str = "sk-ant-sesstok-dev-";
 /// Stopped items are remembered up to this many, the oldest forgotten first.
 const MAX_STOPPED: usize = 10_000;
 /// Items that are not stopped.
@@ -28,14 +30,17 @@ const MAX_WORKERS: usize = 10_000;
 const STOPPING_GRACE: Duration = Duration::from_secs(120);
 /// What a worker may wish for with `desired_ttl_seconds`.
 const DESIRED_TTL: std::ops::RangeInclusive<u64> = 1..=3600;
-const MAX_METADATA_PAIRS: usize = 16;
-/// Longest key and value of metadata, in characters.
-pub(crate) const MAX_METADATA_KEY: usize = 64;
-pub(crate) const MAX_METADATA_VALUE: usize = 512;
 
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     items: BTreeMap<String, Item>,
+    /// The newest item of each session.
+    by_session: BTreeMap<String, String>,
+    /// The owners of tokens; one whose item is forgotten is in nobody's way.
+    by_token: BTreeMap<String, String>,
+    /// Grows when something becomes claimable, so that a waiting poll need not look each time
+    /// something else happens.
+    arrivals: u64,
     workers: BTreeMap<(String, String), Instant>,
 }
 
@@ -138,14 +143,23 @@ impl Queue {
             data_type: new.data_type.to_owned(),
             session: new.data_id.to_owned(),
             phase: Phase::Queued { polled: None },
-            token: now.switches.secret.then(|| new_key("sk-ant-sesstok-")),
+            token: now.switches.secret.then(|| new_key(TOKEN_PREFIX)),
             order: now.stamps.sequence(),
             ttl: now.timings.lease_ttl,
             metadata: Map::new(),
             times: Times { created: now.stamps.now(), ..Times::default() },
             lease_updated_at: None,
         };
+        self.by_session.insert(item.session.clone(), item.id.clone());
+        if let Some(token) = &item.token {
+            self.by_token.insert(token.clone(), item.id.clone());
+        }
+        self.arrivals += 1;
         Ok(self.items.entry(item.id.clone()).or_insert(item))
+    }
+
+    pub(crate) fn arrivals(&self) -> u64 {
+        self.arrivals
     }
 
     fn forget_stopped(&mut self) {
@@ -154,12 +168,17 @@ impl Queue {
         }
         let stopped = self.items.values().filter(|item| item.phase == Phase::Stopped);
         let oldest = stopped.min_by_key(|item| item.order).map(|item| item.id.clone());
-        oldest.and_then(|id| self.items.remove(&id));
+        let Some(item) = oldest.and_then(|id| self.items.remove(&id)) else { return };
+        if self.by_session.get(&item.session) == Some(&item.id) {
+            self.by_session.remove(&item.session);
+        }
+        item.token.and_then(|token| self.by_token.remove(&token));
     }
 
     /// The item of this session that is not stopped.
     pub(crate) fn live_item(&self, session: &str) -> Option<&Item> {
-        self.items.values().find(|item| item.session == session && item.phase != Phase::Stopped)
+        let newest = self.by_session.get(session).and_then(|id| self.items.get(id));
+        newest.filter(|item| item.phase != Phase::Stopped)
     }
 
     /// Every item of a session, stopped or not.
@@ -173,7 +192,7 @@ impl Queue {
 
     /// The owner of a sessions token that is still good.
     pub(crate) fn by_token(&self, token: &str, switches: &Switches) -> Option<&Item> {
-        let item = self.items.values().find(|item| item.token.as_deref() == Some(token))?;
+        let item = self.by_token.get(token).and_then(|id| self.items.get(id))?;
         let ended = item.phase == Phase::Stopped && switches.tokens_end_with_item;
         (!ended).then_some(item)
     }
@@ -295,33 +314,53 @@ impl Queue {
 
     /// Gives back what nobody beats for. Answers whether something became claimable.
     pub(crate) fn expire(&mut self, now: &mut Now<'_>) -> bool {
-        let mut requeued = false;
+        let mut lost = Vec::new();
         for item in self.items.values_mut() {
             match &item.phase {
-                Phase::Active { expires, .. } if *expires <= now.at => {}
+                Phase::Active { expires, .. } if *expires <= now.at => lost.push(item.id.clone()),
                 Phase::Starting { since }
-                    if now.switches.requeue_unbeaten && *since + item.ttl <= now.at => {}
+                    if now.switches.requeue_unbeaten && *since + item.ttl <= now.at =>
+                {
+                    lost.push(item.id.clone());
+                }
                 Phase::Stopping { expires, .. } if *expires <= now.at => {
                     item.end(&now.stamps.now());
-                    continue;
                 }
-                _ => continue,
+                _ => {}
             }
-            item.requeue(now);
-            requeued = true;
         }
-        requeued
+        for id in &lost {
+            self.requeue(id, now);
+        }
+        !lost.is_empty()
     }
 
     /// Ends the lease on a session's item before its time.
     pub(crate) fn expire_now(&mut self, session: &str, now: &mut Now<'_>) {
-        let held = |item: &&mut Item| {
-            item.session == session
-                && matches!(item.phase, Phase::Active { .. } | Phase::Starting { .. })
-        };
-        if let Some(item) = self.items.values_mut().find(held) {
-            item.requeue(now);
+        let held = self
+            .live_item(session)
+            .filter(|item| matches!(item.phase, Phase::Active { .. } | Phase::Starting { .. }));
+        if let Some(id) = held.map(|item| item.id.clone()) {
+            self.requeue(&id, now);
         }
+    }
+
+    fn requeue(&mut self, id: &str, now: &mut Now<'_>) {
+        let Some(item) = self.items.get_mut(id) else { return };
+        item.phase = Phase::Queued { polled: None };
+        item.order = now.stamps.sequence();
+        item.times.heartbeat = None;
+        item.times.acknowledged = None;
+        item.lease_updated_at = Some(now.stamps.now());
+        if now.switches.tokens_end_with_item
+            && let Some(old) = item.token.take()
+        {
+            let new = new_key(TOKEN_PREFIX);
+            self.by_token.remove(&old);
+            self.by_token.insert(new.clone(), id.to_owned());
+            item.token = Some(new);
+        }
+        self.arrivals += 1;
     }
 
     /// When [`Queue::expire`] has something to do next.
@@ -402,17 +441,6 @@ impl Item {
         }
     }
 
-    fn requeue(&mut self, now: &mut Now<'_>) {
-        self.phase = Phase::Queued { polled: None };
-        self.order = now.stamps.sequence();
-        self.times.heartbeat = None;
-        self.times.acknowledged = None;
-        self.lease_updated_at = Some(now.stamps.now());
-        if now.switches.tokens_end_with_item {
-            self.token = self.token.is_some().then(|| new_key("sk-ant-sesstok-"));
-        }
-    }
-
     fn end(&mut self, time: &str) {
         self.phase = Phase::Stopped;
         self.times.stopped = Some(time.to_owned());
@@ -470,36 +498,6 @@ impl Item {
             }),
         )
     }
-}
-
-/// Merges a patch: null or the empty text deletes a key.
-pub(crate) fn patch_metadata(metadata: &mut Fields, patch: &Fields) -> Result<(), ApiError> {
-    let mut merged = metadata.clone();
-    for (key, value) in patch {
-        match value {
-            Value::Null => {
-                merged.remove(key);
-            }
-            Value::String(text) if text.is_empty() => {
-                merged.remove(key);
-            }
-            Value::String(text) => {
-                if key.chars().count() > MAX_METADATA_KEY
-                    || text.chars().count() > MAX_METADATA_VALUE
-                {
-                    let message = format!("metadata: key or value of {key:.64?} is too long");
-                    return Err(ApiError::invalid(message));
-                }
-                merged.insert(key.clone(), value.clone());
-            }
-            _ => return Err(ApiError::invalid(format!("metadata.{key:.64}: expected a text"))),
-        }
-    }
-    if merged.len() > MAX_METADATA_PAIRS {
-        return Err(ApiError::invalid(format!("metadata: at most {MAX_METADATA_PAIRS} pairs")));
-    }
-    *metadata = merged;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -216,13 +216,13 @@ fn a_token_ends_with_its_item_when_the_switch_says_so() {
 }
 
 #[test]
-fn metadata_is_merged_and_bounded() {
-    let mut metadata = Map::new();
-    let patch = |value: Value| value.as_object().unwrap().clone();
-    patch_metadata(&mut metadata, &patch(json!({"a": "1", "b": "2"}))).unwrap();
-    patch_metadata(&mut metadata, &patch(json!({"a": null, "b": "", "c": "3"}))).unwrap();
-    assert_eq!(Value::Object(metadata.clone()), json!({"c": "3"}));
-    assert!(patch_metadata(&mut metadata, &patch(json!({"n": 1}))).is_err());
-    let long = "x".repeat(MAX_METADATA_VALUE + 1);
-    assert!(patch_metadata(&mut metadata, &patch(json!({"n": long}))).is_err());
+fn a_requeued_item_gets_a_new_token_when_tokens_end_with_items() {
+    let mut world = World::new();
+    world.switches.tokens_end_with_item = true;
+    let (id, _) = world.claimed();
+    let old = world.queue.get(ENV, &id).unwrap().token.clone().unwrap();
+    world.with(|queue, now| queue.expire_now("sesn_1", now));
+    let new = world.queue.get(ENV, &id).unwrap().token.clone().unwrap();
+    assert!(world.queue.by_token(&old, &world.switches).is_none());
+    assert_eq!(world.queue.by_token(&new, &world.switches).unwrap().id, id);
 }

@@ -21,7 +21,7 @@ use crate::state::Shared;
 /// How long a shutdown waits for connections to end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// The timers look no more often than this, however much changes.
-const MIN_TICK: Duration = Duration::from_millis(5);
+const MIN_TICK: Duration = Duration::from_millis(20);
 /// They look at least this often; a deadline that moved closer is noticed at once anyway.
 const MAX_TICK: Duration = Duration::from_secs(60);
 
@@ -47,6 +47,9 @@ impl BrainServer {
         let loaded = blocking(move || Shared::new(config)).await;
         let (shared, environment) = loaded.map_err(StartError::Scenarios)?;
         let shared = Arc::new(shared);
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "the development brain can be reached from the network");
+        }
         let tasks = Tasks::new();
         let service = Router::new()
             .fallback(serve)

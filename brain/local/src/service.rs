@@ -279,13 +279,15 @@ fn open_stream(
 ) -> Result<Response, ApiError> {
     let permit = shared.streams.clone().try_acquire_owned();
     let permit = permit.map_err(|_| ApiError::full("too many streams are open"))?;
-    let (events, ping) = shared.read(|state| {
-        let session = state.session(&request.target.session)?;
+    let (events, ping) = shared.change_silently(|state| {
+        let ping = state.timings.ping;
+        let (play, _) = state.play(&request.target.session)?;
+        let session = play.session;
         if request.route == Route::ThreadStream {
             let id = &request.target.thread;
             session.thread_by_id(id).ok_or_else(|| ApiError::not_found("thread", id))?;
         }
-        Ok::<_, ApiError>((session.history.subscribe(), state.timings.ping))
+        Ok::<_, ApiError>((session.history.subscribe(), ping))
     })?;
     let of_thread = request.route == Route::ThreadStream;
     let thread = of_thread.then(|| request.target.thread.clone());

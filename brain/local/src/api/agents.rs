@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Request, in_order, list_of, metadata_of, optional_text, required_text};
-use crate::queue::patch_metadata;
+use crate::metadata::patch_metadata;
 use crate::reply::{ApiError, new_id, page};
 use crate::scenario::MODEL_PREFIX;
 use crate::state::{Agent, MAX_AGENT_VERSIONS, MAX_AGENTS, State};

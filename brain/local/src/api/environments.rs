@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{Request, in_order, metadata_of, optional_text, required_text};
-use crate::queue::patch_metadata;
+use crate::metadata::patch_metadata;
 use crate::reply::{ApiError, new_id, page};
 use crate::session::Phase;
 use crate::state::{MAX_ENVIRONMENTS, State, new_environment_key};

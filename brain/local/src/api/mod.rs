@@ -147,7 +147,7 @@ fn metadata_of(body: &Value) -> Result<Fields, ApiError> {
     let mut metadata = Fields::new();
     match &body["metadata"] {
         Value::Null => {}
-        Value::Object(patch) => crate::queue::patch_metadata(&mut metadata, patch)?,
+        Value::Object(patch) => crate::metadata::patch_metadata(&mut metadata, patch)?,
         _ => return Err(ApiError::invalid("metadata: expected an object")),
     }
     Ok(metadata)

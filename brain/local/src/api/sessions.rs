@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Request, agents, in_order, list_of, metadata_of, optional_text};
 use crate::history::{History, TimeBound};
-use crate::queue::patch_metadata;
+use crate::metadata::patch_metadata;
 use crate::reply::{ApiError, new_id, page};
 use crate::scenario::MODEL_PREFIX;
 use crate::session::{Phase, Player, Session, Status, Verdict};

@@ -24,11 +24,16 @@ pub(crate) async fn poll(shared: &Shared, request: &Request) -> Result<Value, Ap
         reclaim: request.number("reclaim_older_than_ms")?.map(Duration::from_millis),
     };
     let mut changes = shared.changes();
+    let mut looked_at = None;
     loop {
         changes.mark_unchanged();
         let offered = shared.change_silently(|state| {
             state.environment(poll.environment)?;
             let (queue, mut now) = state.queue();
+            // The first look is not spared: it also takes what can be reclaimed.
+            if looked_at.replace(queue.arrivals()) == Some(queue.arrivals()) {
+                return Ok(None);
+            }
             Ok::<_, ApiError>(queue.poll(&poll, &mut now))
         })?;
         if let Some(item) = offered {
