@@ -138,6 +138,13 @@ impl Order {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_packets_never_panic(packet: Vec<u8>) {
+            let _ = (Report::decode(&packet), Order::decode(&packet));
+        }
+    }
+
     #[test]
     fn reports_and_orders_round_trip_and_garbage_is_none() {
         for report in [

@@ -239,6 +239,18 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_fills_up_costs_a_note_and_no_more() {
+        let (_directory, mut spool) = spool(2, 2, 100);
+        let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        spool.disk = Disk::Open { file, bytes: 0, full: false };
+        spool.push(b"0123456789");
+        spool.push(b"ab");
+        assert_eq!(spool.notes(), Some(Note::SpoolError("no space left on device".into())));
+        assert_eq!((spool.head(), spool.tail()), (b"01".to_vec(), b"ab".to_vec()));
+        assert_eq!(spool.total_bytes(), 12);
+    }
+
+    #[test]
     fn a_file_that_cannot_be_made_costs_a_note_and_no_more() {
         let (directory, mut spool) = spool(3, 3, 100);
         std::fs::write(directory.path().join(file_name(&spool.id)), b"in the way").unwrap();

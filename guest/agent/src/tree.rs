@@ -115,6 +115,14 @@ pub fn signal(pid: i32, signal: Signal) {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_names_never_panic(name: Vec<u8>) {
+            let line = [b"42 (", &name[..], b") S 7 1"].concat();
+            let _ = (parse_stat(42, &line), parse_stat(42, &name));
+        }
+    }
+
     fn process(pid: i32, parent: i32) -> Process {
         Process { pid, parent, zombie: false, started_ticks: 0 }
     }
