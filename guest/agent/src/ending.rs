@@ -141,11 +141,7 @@ impl Agent {
         let shell = matches!(running.work, Work::Shell);
         if let Some(pid) = supervisor {
             tree::signal(pid.as_raw(), Signal::SIGKILL);
-            let below = tree::descendants(pid.as_raw(), &[], &tree::processes());
-            for process in &below {
-                tree::signal(process.pid, Signal::SIGKILL);
-            }
-            let processes = below.iter().filter(|process| !process.zombie).count() as u64;
+            let processes = self.sweep_orphans(pid) as u64;
             if let Some(running) = self.calls.get_mut(id).and_then(Call::running)
                 && processes > 0
             {
@@ -233,7 +229,8 @@ impl Agent {
     }
 
     /// What a dead supervisor adopted is now a child of PID 1, like nothing else that lives.
-    fn sweep_orphans(&mut self, dead: Pid) {
+    /// Answers how many could not be killed.
+    fn sweep_orphans(&mut self, dead: Pid) -> usize {
         let mut spared: Vec<i32> = self.leftovers.iter().map(|left| left.pid.as_raw()).collect();
         spared.extend(self.shell.as_ref().map(|shell| shell.supervisor.pid.as_raw()));
         for call in self.calls.values() {
@@ -245,7 +242,7 @@ impl Agent {
             }
         }
         spared.retain(|pid| *pid != dead.as_raw());
-        tree::kill_below(std::process::id() as i32, &spared, ORPHAN_TIME, || {});
+        tree::kill_below(std::process::id() as i32, &spared, ORPHAN_TIME, || {})
     }
 
     pub(crate) fn kill_everything(&mut self) {

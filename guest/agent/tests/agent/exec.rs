@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use guest_protocol::boot::ToolsAs;
 use guest_protocol::{
-    CallState, ClientError, Exit, KillScope, PtySize, RunAs, StdinData, wire::ErrorCode,
+    CallSpec, CallState, ClientError, Exit, KillScope, PtySize, RunAs, StdinData, wire::ErrorCode,
 };
 
 use crate::harness::*;
@@ -152,9 +153,7 @@ async fn signals_and_kills_reach_the_tree_and_nothing_else() {
     assert_ok(&sandbox.run(&exec(&["bash", "-c", "sleep 306 >/dev/null 2>&1 & echo"])).await, "\n");
     assert_text(&sandbox.bash("pgrep -f '^sleep 306' | wc -l").await, "1\n");
     let short = exec(&["sleep", "300"]);
-    let outcome = sandbox
-        .run(&guest_protocol::CallSpec { timeout: Duration::from_millis(200), ..short })
-        .await;
+    let outcome = sandbox.run(&CallSpec { timeout: Duration::from_millis(200), ..short }).await;
     assert_eq!(outcome.exit, Exit::TimedOut);
 }
 
@@ -182,6 +181,20 @@ async fn a_supervisor_killed_by_root_takes_its_tree_along() {
     let refused = sandbox.bash(kill).await;
     assert!(text(&refused).contains("Operation not permitted"), "{refused:?}");
     assert!(matches!(sandbox.client.query(&other).await.unwrap(), CallState::Running { .. }));
+}
+
+#[tokio::test]
+async fn a_supervisor_stopped_by_root_does_not_keep_its_call_alive() {
+    let test = "a_supervisor_stopped_by_root_does_not_keep_its_call_alive";
+    let Some(sandbox) = sandbox_as(test, ToolsAs::Root).await else { return };
+    let timeout = Duration::from_millis(300);
+    let program = exec(&["bash", "-c", "kill -STOP $PPID; setsid sleep 301 & sleep 302"]);
+    let outcome = sandbox.run(&CallSpec { timeout, ..program }).await;
+    assert_eq!(outcome.exit, Exit::TimedOut);
+    let command = "kill -STOP $PPID; setsid sleep 303 & sleep 304";
+    let outcome = sandbox.run(&shell_for(command, timeout)).await;
+    assert_eq!(outcome.exit, Exit::TimedOut);
+    assert_text(&sandbox.bash("ps -eo args | grep '^sleep'").await, "");
 }
 
 #[tokio::test]
