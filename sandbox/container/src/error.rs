@@ -44,6 +44,9 @@ pub enum StartError {
     /// After a power cut or a kernel crash the upper layer may be older than what was promised.
     #[error("volume {0} was in use when the machine stopped: its last writes may be missing")]
     NotSynced(PathBuf),
+    /// Two mounts of one volume would destroy each other's files.
+    #[error("processes of sandbox {0} are still there")]
+    StillRunning(SandboxId),
     #[error("make the cgroups of sandbox {sandbox}")]
     Cgroup {
         sandbox: SandboxId,

@@ -36,18 +36,8 @@ const MASKED_FILES: &[&CStr] = &[
     c"vmallocinfo",
     c"zoneinfo",
 ];
-const MASKED_DIRECTORIES: &[&CStr] = &[
-    c"acpi",
-    c"asound",
-    c"bus",
-    c"driver",
-    c"dynamic_debug",
-    c"fs",
-    c"irq",
-    c"scsi",
-    c"sysvipc",
-    c"tty",
-];
+const MASKED_DIRECTORIES: &[&CStr] =
+    &[c"acpi", c"asound", c"bus", c"driver", c"dynamic_debug", c"fs", c"irq", c"scsi"];
 /// Readable, because tools look there; their owner is host root, so this is the second lock.
 const READ_ONLY: &[&CStr] = &[c"sys"];
 

@@ -181,9 +181,7 @@ fn run_tree(
     volume: BorrowedFd<'_>,
     plan: &Plan<'_>,
 ) -> Result<OwnedFd, (Step, Errno)> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let output =
-        rustix::fs::openat(volume, c"o", flags, Mode::empty()).map_err(|e| (Step::Output, e))?;
+    let output = output_alone(volume).map_err(|e| (Step::Output, e))?;
     let run = || {
         let run = mounts::filesystem(
             c"tmpfs",
@@ -204,6 +202,16 @@ fn run_tree(
     let sinew = run().map_err(|e| (Step::Run, e))?;
     bind_output(sinew.as_fd(), volume).map_err(|e| (Step::Output, e))?;
     Ok(output)
+}
+
+/// The output directory as the root of a mount of its own: from a descriptor of it, `..` must not
+/// lead to the rest of the volume.
+fn output_alone(volume: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let tree = mounts::copy_of(volume, c"o")?;
+    let attributes = sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+    sys::mount_setattr(tree.as_fd(), attributes, None)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&tree, c".", flags, Mode::empty())
 }
 
 fn bind_output(target: BorrowedFd<'_>, volume: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -59,6 +59,11 @@ impl Containers {
     /// Returns when the agent has been executed. On failure nothing of the attempt is left.
     pub fn start(&self, spec: &ContainerSpec<'_>) -> Result<Started, StartError> {
         spec.check().map_err(StartError::BadSpec)?;
+        let others = self.cgroups.members(&spec.sandbox);
+        let others = others.map_err(system("look for an earlier epoch's processes"))?;
+        if !others.is_empty() {
+            return Err(StartError::StillRunning(spec.sandbox.clone()));
+        }
         volatile::prepare(&spec.volume)?;
         let layers = Layers::open(&spec.image_root, &spec.volume, spec.id_base)?;
         let group = self.make_group(spec)?;

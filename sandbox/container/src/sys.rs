@@ -188,7 +188,6 @@ pub fn load_seccomp(filter: &[libc::sock_filter]) -> Result<(), Errno> {
 ///
 /// `argv` and `envp` end with a null pointer; each entry points to a text that is alive.
 pub fn exec(file: RawFd, argv: &[*const c_char], envp: &[*const c_char]) -> Errno {
-    debug_assert!(argv.last().is_some_and(|last| last.is_null()));
     // SAFETY: the caller keeps the texts alive; both lists are null-terminated.
     let result = unsafe {
         libc::syscall(

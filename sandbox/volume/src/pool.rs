@@ -149,7 +149,8 @@ impl Pool {
     pub fn grow_if_needed(&self) -> Result<Growth, PoolError> {
         let stat = rustix::fs::fstatvfs(&self.root)
             .map_err(|errno| at("examine", &self.mount_point)(errno.into()))?;
-        let free = stat.f_bfree * stat.f_frsize;
+        // Not `f_bfree`: it counts what is set aside for metadata, which no guest's data gets.
+        let free = stat.f_bavail * stat.f_frsize;
         let size = self.size_bytes()?;
         let kept = size - self.config.guests_limit(size);
         let next = align(size + self.config.step_bytes).min(align_down(self.config.max_bytes));

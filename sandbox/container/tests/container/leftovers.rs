@@ -147,6 +147,10 @@ fn a_start_that_fails_leaves_nothing_and_says_where() {
     fs::rename(volume.join("elsewhere"), volume.join("w")).unwrap();
 
     machine.restart(&mut sandbox);
+    let twice = machine.try_start(&sandbox, |_| ());
+    assert!(matches!(twice, Err(StartError::StillRunning(_))), "{twice:?}");
+    machine.kill(&mut sandbox);
+    machine.restart(&mut sandbox);
     sandbox.user("true").ok();
     machine.kill(&mut sandbox);
     assert_eq!(traces(&machine), before);

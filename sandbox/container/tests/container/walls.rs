@@ -205,3 +205,19 @@ fn links_in_a_volume_lead_the_next_start_nowhere() {
     machine.kill(&mut sandbox);
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
 }
+
+/// Whoever takes the agent over has its descriptors; the volume behind them must stay closed.
+#[test]
+fn the_output_descriptor_leads_nowhere_else() {
+    let Some(machine) = Machine::new("the_output_descriptor") else { return };
+    let mut sandbox = machine.start();
+    // The stand-in lets its descriptors through to root.
+    let up = sandbox.root("ls -a /proc/self/fd/4/ /proc/self/fd/4/.. /proc/self/fd/4/../..").ok();
+    for beside in ["u", "w", "label", "boot"] {
+        assert!(!up.lines().any(|line| line == beside), "{up}");
+    }
+    sandbox.root("echo kept > /proc/self/fd/4/x").ok();
+    assert_eq!(sandbox.user("cat /run/sinew/output/x").ok(), "kept\n");
+    assert_eq!(fs::read_to_string(sandbox.volume.output().join("x")).unwrap(), "kept\n");
+    machine.kill(&mut sandbox);
+}
