@@ -21,7 +21,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Who `serve` would be.
 pub const SERVE_UID: u32 = 64_500;
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
 [[profile]]
 name = "small"
 cpus = 1.0
@@ -50,6 +50,10 @@ pub struct Launcher {
 impl Launcher {
     /// `None`, with the reason on stderr, where this machine cannot run one.
     pub async fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, CONFIG).await
+    }
+
+    pub async fn start_with(test: &str, config: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("SKIP {test}: needs root");
             return None;
@@ -57,7 +61,7 @@ impl Launcher {
         let images = images(test)?;
         // Many directories deep and in one that only root may enter, as a clone may be.
         let dir = tempfile::Builder::new().prefix("sinew-launcher-").tempdir().unwrap();
-        fs::write(dir.path().join("sinew.toml"), CONFIG).unwrap();
+        fs::write(dir.path().join("sinew.toml"), config).unwrap();
         let mut launcher = Self { dir, images, process: None };
         launcher.launch();
         Some(launcher)
