@@ -314,7 +314,7 @@ impl Agent {
                     let id = shell.current.take();
                     self.shell = None;
                     if let Some(id) = id {
-                        let reason = format!("the shell, /bin/bash: {reason}");
+                        let reason = format!("{reason} (the shell needs /bin/bash in the image)");
                         self.finish(&id, Exit::FailedToStart(reason), Block::Text);
                     }
                     return;

@@ -72,6 +72,11 @@ pub async fn sandbox(test: &str) -> Option<Sandbox> {
 }
 
 pub async fn sandbox_as(test: &str, tools_as: ToolsAs) -> Option<Sandbox> {
+    sandbox_after(test, tools_as, ":").await
+}
+
+/// `prepare` is run by `sh` in the sandbox's mount namespace, before the agent.
+pub async fn sandbox_after(test: &str, tools_as: ToolsAs, prepare: &str) -> Option<Sandbox> {
     if let Some(reason) = obstacle() {
         eprintln!("SKIP {test}: {reason}");
         return None;
@@ -86,12 +91,12 @@ pub async fn sandbox_as(test: &str, tools_as: ToolsAs) -> Option<Sandbox> {
         }
     }
     let socket = directory.path().join("agent.sock");
-    let init = start_agent(directory.path(), &socket, tools_as);
+    let init = start_agent(directory.path(), &socket, tools_as, prepare);
     let client = connect(&socket).await;
     Some(Sandbox { directory, client, init, socket })
 }
 
-fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs) -> Child {
+fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs, prepare: &str) -> Child {
     let listener: OwnedFd = UnixListener::bind(socket).unwrap().into();
     let outputs: OwnedFd = File::open(directory.join("out")).unwrap().into();
     let mut env = tempfile::tempfile_in(directory).unwrap();
@@ -109,6 +114,7 @@ fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs) -> Child {
     let mut command = Command::new("unshare");
     command
         .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--"])
+        .args(["sh", "-c", &format!("{prepare}; exec \"$@\""), "sh"])
         .arg(binary())
         .args(boot.to_args())
         .env_clear()

@@ -297,6 +297,33 @@ async fn a_restart_ends_everything_and_may_run_a_command() {
 }
 
 #[tokio::test]
+async fn an_image_without_bash_is_told_and_still_runs_programs() {
+    let test = "an_image_without_bash_is_told_and_still_runs_programs";
+    let hide = "mount -t tmpfs tmpfs /mnt && mkdir /mnt/e && touch /mnt/e/f && \
+                mount --bind /mnt/e/f \"$(readlink -f /bin/bash)\"";
+    let Some(sandbox) = sandbox_after(test, ToolsAs::User, hide).await else { return };
+    for _ in 0..2 {
+        let outcome = sandbox.bash("echo hi").await;
+        let want = "bash: permission denied (the shell needs /bin/bash in the image)";
+        assert_eq!(outcome.exit, Exit::FailedToStart(want.into()));
+    }
+    assert_ok(&sandbox.run(&exec(&["echo", "hi"])).await, "hi\n");
+}
+
+#[tokio::test]
+async fn a_full_disk_does_not_keep_the_shell_from_running() {
+    let test = "a_full_disk_does_not_keep_the_shell_from_running";
+    // Only the directory of the pipes fits, and not one FIFO: everything falls back.
+    let full = "mount -t tmpfs -o nr_inodes=2 tmpfs /mnt && mkdir -p /mnt/.pipes; exec 101</mnt";
+    let Some(sandbox) = sandbox_after(test, ToolsAs::User, full).await else { return };
+    assert_ok(&sandbox.bash("x=1; echo hi; echo err >&2").await, "hi\nerr\n");
+    let long = sandbox.bash("echo $x; seq 1 100000").await;
+    assert_eq!(long.exit, Exit::Code(0));
+    assert!(long.head.starts_with(b"1\n1\n2\n") && long.tail.ends_with(b"100000\n"), "{long:?}");
+    assert!(has_note(&long, |note| matches!(note, Note::SpoolError(_))), "{:?}", long.notes);
+}
+
+#[tokio::test]
 async fn one_command_at_a_time_and_a_wedged_shell_ends_by_its_time() {
     let test = "one_command_at_a_time_and_a_wedged_shell_ends_by_its_time";
     let Some(sandbox) = sandbox(test).await else { return };
