@@ -29,11 +29,13 @@ pub fn run(workspace: &Workspace, quick: bool) -> bool {
                 "--workspace",
                 "--all-targets",
                 "--locked",
+                "--keep-going",
                 "--",
                 "-D",
                 "warnings",
             ],
         ),
+        run_check("reference", || documents::check_reference(workspace)),
     ];
     let checks_failed = checks.iter().filter(|good| !**good).count();
     let mut counts = tests_run::Counts::default();
