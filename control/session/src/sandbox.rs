@@ -134,6 +134,10 @@ impl Preparation {
 
     async fn due(&self, record: SandboxRecord) -> Result<Due, PrepareError> {
         match record.state {
+            // An epoch that ended before it was seen running is not created twice.
+            SandboxState::Creating if self.is_over(&record).await? => {
+                Ok(Due::Next(SandboxRecord { epoch: record.epoch.next(), ..record }))
+            }
             SandboxState::Creating => Ok(Due::Same(record)),
             SandboxState::Running if self.runs(&record).await? => Ok(Due::Same(record)),
             SandboxState::Running | SandboxState::Stopped => {
@@ -163,9 +167,18 @@ impl Preparation {
     }
 
     async fn runs(&self, record: &SandboxRecord) -> Result<bool, PrepareError> {
-        let status = self.driver.status(&record.id).await.map_err(PrepareError::Status)?;
-        let vitality = status.map(|status| status.vitality);
+        let vitality = self.vitality(record).await?;
         Ok(matches!(vitality, Some(Vitality::Running { epoch }) if epoch == record.epoch))
+    }
+
+    async fn is_over(&self, record: &SandboxRecord) -> Result<bool, PrepareError> {
+        let vitality = self.vitality(record).await?;
+        Ok(matches!(vitality, Some(Vitality::Stopped { epoch, .. }) if epoch >= record.epoch))
+    }
+
+    async fn vitality(&self, record: &SandboxRecord) -> Result<Option<Vitality>, PrepareError> {
+        let status = self.driver.status(&record.id).await.map_err(PrepareError::Status)?;
+        Ok(status.map(|status| status.vitality))
     }
 
     async fn connect(&self, record: &SandboxRecord) -> Result<GuestClient, PrepareError> {

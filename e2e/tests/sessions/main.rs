@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod crash;
+mod developer;
+mod official_client;
 mod operator;
 mod refused;
 mod served;

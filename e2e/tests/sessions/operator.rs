@@ -47,9 +47,53 @@ async fn exec_passes_streams_users_and_exit_codes_through() {
     writer.join().unwrap();
     assert!(output.status.success() && output.stdout == input, "{} bytes", output.stdout.len());
 
+    // Input that never ends does not keep a program's end from us.
+    let mut child = Command::new(sinew_binary())
+        .args(["exec", session.as_str(), "--", "true"])
+        .env("SINEW_DATA", installation.data())
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _open = child.stdin.take();
+    assert!(child.wait().unwrap().success());
+
     let log = installation.sinew(&["session", "log", session.as_str()]);
     let log = String::from_utf8(log.stdout).unwrap();
     assert!(log.contains("operator exec sh -c cat notes/a.txt; exit 7: exit code 7"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_with_a_terminal_gives_the_program_one() {
+    let name = "exec_with_a_terminal_gives_the_program_one";
+    let Some(images) = can_run_sandboxes(name) else { return };
+    let installation = Installation::start(&images, Options::default());
+    let brain = &installation.brain;
+    let session = brain.start_session("six-tools", "Use every tool").await;
+    brain.wait_played(&session, 1, SCENE).await;
+
+    // `script` gives us a terminal of our own, as a person has one.
+    let inside = "tty; stty size; read line; echo got $line; exit 5";
+    let binary = sinew_binary();
+    let command = format!(
+        "stty rows 33 cols 111; {} exec -t {session} -- bash -c '{inside}'",
+        binary.display()
+    );
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .env("SINEW_DATA", installation.data())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"typed\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    for expected in ["/dev/pts/", "33 111", "got typed"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,5 +36,9 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
 /// Commands that only ask and print need one thread.
 pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("start the async runtime")?.block_on(future)
+    let runtime = runtime.context("start the async runtime")?;
+    let done = runtime.block_on(future);
+    // A read of the terminal cannot be taken back; the command must not wait for one more key.
+    runtime.shutdown_background();
+    done
 }
