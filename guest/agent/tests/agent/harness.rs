@@ -75,7 +75,7 @@ pub async fn sandbox_as(test: &str, tools_as: ToolsAs) -> Option<Sandbox> {
     sandbox_after(test, tools_as, ":").await
 }
 
-/// `prepare` is run by `sh` in the sandbox's mount namespace, before the agent.
+/// `prepare` is run by `bash` in the sandbox's mount namespace, before the agent.
 pub async fn sandbox_after(test: &str, tools_as: ToolsAs, prepare: &str) -> Option<Sandbox> {
     if let Some(reason) = obstacle() {
         eprintln!("SKIP {test}: {reason}");
@@ -114,7 +114,7 @@ fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs, prepare: &str
     let mut command = Command::new("unshare");
     command
         .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--"])
-        .args(["sh", "-c", &format!("{prepare}; exec \"$@\""), "sh"])
+        .args(["bash", "-c", &format!("{prepare}; exec \"$@\""), "bash"])
         .arg(binary())
         .args(boot.to_args())
         .env_clear()
