@@ -95,6 +95,8 @@ impl Cgroups for V1 {
 
     fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
         for root in self.hierarchies() {
+            // An administrator may have tidied up while it was empty.
+            make_directory(root)?;
             make_directory(&root.join(sandbox.as_str()))?;
         }
         for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {

@@ -96,6 +96,9 @@ impl Cgroups for V2 {
 
     fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
         let group = self.group(sandbox);
+        // An administrator may have tidied up while it was empty.
+        make_directory(&self.base)?;
+        enable_controllers(&self.base)?;
         make_directory(&group)?;
         enable_controllers(&group)?;
         for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {

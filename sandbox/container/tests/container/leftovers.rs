@@ -85,6 +85,9 @@ fn nothing_is_left_of_a_container_that_was_killed() {
     }
     // Once more, with nothing there.
     machine.containers.kill(&sandbox.id, None).unwrap();
+    machine.containers.cgroups().close().unwrap();
+    machine.restart(&mut sandbox);
+    machine.kill(&mut sandbox);
 }
 
 #[test]
