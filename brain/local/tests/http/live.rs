@@ -16,36 +16,50 @@ use brain_local::{
     BrainConfig, BrainHandle, CredentialKind, Fault, FaultRule, NewSession, Recorded, Route,
     Switches, Timings,
 };
-use futures::StreamExt;
 use serde_json::Value;
 
 use crate::sdk::{LIMIT, python_or_skip, worker};
 use crate::support::brain;
-use crate::transcript::{Request, Row, route_of, scenarios};
+use crate::transcript::{Request, Row, route_of};
 
-const SCENARIOS: &[&str] = &[
-    "recovery_history",
-    "parallel_and_permissions",
-    "ordering",
-    "no_secret_env_key_only",
-    "terminated_session",
-    "healthcheck_item",
-    "status_terminated",
-    "lease_lost_412",
-    "stopping_by_operator",
-    "heartbeat_404",
-    "send_409_400_503",
-    "sse_reconnect",
-    "duplicate_event_and_sse_error",
-    "sse_event_name_type",
-    "unknown_events",
-    "minimal_session_object",
-    "interrupt_while_tool_runs",
-    "ack_404",
-    "ack_409",
-    "poll_401",
-    "poll_429",
-];
+/// One test for each scenario.
+macro_rules! scenarios {
+    ($($name:ident)*) => { $(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            let name = stringify!($name);
+            let python = python_or_skip!(name);
+            let rows = crate::transcript::scenarios()
+                .remove(&("python".to_owned(), name.to_owned()))
+                .unwrap();
+            run(&python, name, rows).await.unwrap();
+        }
+    )* };
+}
+
+scenarios! {
+    recovery_history
+    parallel_and_permissions
+    ordering
+    no_secret_env_key_only
+    terminated_session
+    healthcheck_item
+    status_terminated
+    lease_lost_412
+    stopping_by_operator
+    heartbeat_404
+    send_409_400_503
+    sse_reconnect
+    duplicate_event_and_sse_error
+    sse_event_name_type
+    unknown_events
+    minimal_session_object
+    interrupt_while_tool_runs
+    ack_404
+    ack_409
+    poll_401
+    poll_429
+}
 
 /// After these the recording brain had nothing more to offer, and this one has.
 const GOES_ON: &[&str] = &["lease_lost_412", "ack_409", "poll_429", "poll_401"];
@@ -53,25 +67,6 @@ const GOES_ON: &[&str] = &["lease_lost_412", "ack_409", "poll_429", "poll_401"];
 /// The refused beat and the opening of the stream overtake each other: either order is right.
 const RACES: &[(&str, Route)] =
     &[("heartbeat_404", Route::EventStream), ("heartbeat_404", Route::EventList)];
-
-/// Interpreters at once.
-const WORKERS: usize = 4;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_official_worker_makes_the_requests_it_was_recorded_with() {
-    let python = python_or_skip!("the_official_worker_makes_the_requests_it_was_recorded_with");
-    let all = scenarios();
-    let runs = SCENARIOS.iter().map(|name| {
-        let rows = all[&("python".to_owned(), (*name).to_owned())].clone();
-        run(&python, name, rows)
-    });
-    let problems: Vec<String> = futures::stream::iter(runs)
-        .buffer_unordered(WORKERS)
-        .filter_map(|result| async { result.err() })
-        .collect()
-        .await;
-    assert!(problems.is_empty(), "{}", problems.join("\n"));
-}
 
 struct Scene<'r> {
     name: &'r str,
@@ -86,7 +81,7 @@ type Line = (Route, CredentialKind, Option<(String, bool)>);
 async fn run(python: &PathBuf, name: &str, rows: Vec<Row>) -> Result<(), String> {
     let scene = prepare(name, &rows).await;
     let workdir = tempfile::tempdir().unwrap();
-    let _worker = worker(python, &scene.brain, workdir.path());
+    let mut worker = worker(python, &scene.brain, workdir.path());
     let mut expected: Vec<Line> = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         if let Some(frame) = &row.frame {
@@ -114,6 +109,11 @@ async fn run(python: &PathBuf, name: &str, rows: Vec<Row>) -> Result<(), String>
             last.is_some_and(|request| request.route == Some(Route::WorkPoll))
         };
         scene.brain.wait_until(LIMIT, done).await.map_err(|error| format!("{name}: {error}"))?;
+    }
+    scene.refused_polls().await.map_err(|error| format!("{name}: {error}"))?;
+    if name == "poll_401" {
+        let ended = tokio::time::timeout(LIMIT, worker.wait()).await;
+        ended.map_err(|_| format!("{name}: the worker goes on"))?.unwrap();
     }
     let mut made = scene.made();
     if GOES_ON.contains(&name) {
@@ -238,6 +238,27 @@ impl Scene<'_> {
             let item = self.brain.items_of(&self.session).remove(0);
             self.brain.stop_item(&item, false).unwrap();
         }
+    }
+
+    /// Where polls were refused, the worker must have polled as often as recorded.
+    async fn refused_polls(&self) -> Result<(), String> {
+        let polls = self.rows.iter().filter_map(|row| row.request.as_ref());
+        let polls = polls.filter(|request| route_of(request) == Route::WorkPoll);
+        // The first poll that is not refused gets an item here: what follows is another story.
+        let mut taken = false;
+        let recorded: Vec<u16> = polls
+            .filter_map(|request| request.status)
+            .take_while(|status| !std::mem::replace(&mut taken, *status == 200))
+            .collect();
+        if recorded.iter().all(|status| *status == 200) {
+            return Ok(());
+        }
+        let made = |brain: &BrainHandle| {
+            let polls = brain.requests_of(Route::WorkPoll);
+            polls.iter().filter_map(|poll| poll.status).take(recorded.len()).collect::<Vec<_>>()
+        };
+        let waited = self.brain.wait_until(LIMIT, |brain| made(brain) == recorded).await;
+        waited.map_err(|error| format!("{error}: polls {recorded:?}, {:?}", made(&self.brain)))
     }
 
     /// Until the worker has made as many requests, and has the answers.

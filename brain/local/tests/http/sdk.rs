@@ -34,7 +34,7 @@ pub async fn python() -> Result<PathBuf, String> {
 
 /// Ends the test, and says so, where there is no Python with the SDK.
 macro_rules! python_or_skip {
-    ($test:literal) => {
+    ($test:expr) => {
         match $crate::sdk::python().await {
             Ok(python) => python,
             Err(reason) => {
