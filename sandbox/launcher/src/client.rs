@@ -34,6 +34,10 @@ const AWAY_MAX: Duration = Duration::from_secs(10);
 /// Between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often a request is sent again because its connection broke. One that takes the launcher
+/// down must not do so for ever.
+const LOST_MAX: u32 = 3;
+
 /// For one request: starts take milliseconds, a stuck process tree is given up before this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -165,7 +169,7 @@ impl LauncherDriver {
             let why = "it is too long".to_owned();
             return Err(Failed::Refused(Refusal::Bad { why }));
         }
-        let mut lost_before = false;
+        let mut lost = 0;
         loop {
             let link = self.link().await?;
             match timed(link.ask(ask.clone())).await {
@@ -175,11 +179,10 @@ impl LauncherDriver {
                 }
                 Ok(Answer::Refused { refusal }) => return Err(Failed::Refused(refusal)),
                 Ok(answer) => return Ok(answer),
-                // A request that takes the launcher down must not do so for ever.
-                Err(error) if error.kind() == io::ErrorKind::TimedOut || lost_before => {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut || lost == LOST_MAX => {
                     return Err(Failed::Driver(DriverError::Unreachable(error)));
                 }
-                Err(_) => lost_before = true,
+                Err(_) => lost += 1,
             }
         }
     }

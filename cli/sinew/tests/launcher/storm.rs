@@ -66,10 +66,7 @@ async fn lives(driver: LauncherDriver, template: SandboxSpec, over: Arc<AtomicBo
         let second = SandboxSpec { epoch: first.epoch.next(), volume_exists: true, ..first };
         let second = begin(&driver, second, true).await;
         assert_eq!(read(&driver, &second).await.as_deref(), Some("one"), "the file is kept");
-        driver.stop(&second.sandbox).await.unwrap();
-        let status = driver.status(&second.sandbox).await.unwrap().expect("it exists");
-        assert!(matches!(status.vitality, Vitality::Stopped { .. }), "{status:?}");
-        driver.destroy(&second.sandbox, &second.volume).await.unwrap();
+        end(&driver, &second).await;
         lived += 1;
     }
     lived
@@ -89,10 +86,26 @@ async fn begin(driver: &LauncherDriver, mut spec: SandboxSpec, has_files: bool) 
             Err(CreateError::Start { why, .. }) if why.contains("has ended") => {
                 spec = SandboxSpec { epoch: Epoch(spec.epoch.0 + 1), ..spec };
             }
-            // Killed twice in the course of one request.
+            // Killed again and again in the course of one request.
             Err(CreateError::Driver(error)) => eprintln!("asked again after: {error}"),
             Err(error) => panic!("{}", base_types::Chain(&error)),
         }
+    }
+}
+
+/// One request may meet more kills than its client puts up with.
+async fn end(driver: &LauncherDriver, spec: &SandboxSpec) {
+    const ATTEMPTS_MAX: usize = 20;
+    let mut attempts = 0;
+    while let Err(error) = driver.stop(&spec.sandbox).await {
+        attempts += 1;
+        assert!(attempts < ATTEMPTS_MAX, "{}", base_types::Chain(&error));
+    }
+    let status = driver.status(&spec.sandbox).await.unwrap().expect("it exists");
+    assert!(matches!(status.vitality, Vitality::Stopped { .. }), "{status:?}");
+    while let Err(error) = driver.destroy(&spec.sandbox, &spec.volume).await {
+        attempts += 1;
+        assert!(attempts < ATTEMPTS_MAX, "{}", base_types::Chain(&error));
     }
 }
 
