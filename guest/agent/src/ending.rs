@@ -289,19 +289,29 @@ impl Agent {
             // The tree is being killed, the shell with it; that is how the call ends.
             End::Tree { .. } => return,
         };
-        shell.current = None;
         self.shell_out();
+        if let Some(shell) = &mut self.shell {
+            shell.current = None;
+        }
         self.finish(&id, exit, Block::Text);
     }
 
     /// What bash writes outside of a call's own pipe: a failure to start, or everything, where a
-    /// pipe could not be made.
+    /// pipe could not be made. Takes what is there at this moment; between calls it is dropped.
     pub(crate) fn shell_out(&mut self) {
-        let Some(shell) = &mut self.shell else { return };
+        let Some(shell) = &self.shell else { return };
+        let mut call = shell.current.as_ref().and_then(|id| self.calls.get_mut(id));
+        let mut left = rustix::io::ioctl_fionread(&shell.out).unwrap_or(0) as usize;
         let mut buffer = [0; 64 << 10];
-        let Ok(length) = rustix::io::read(&shell.out, &mut buffer) else { return };
-        if let Some(call) = shell.current.as_ref().and_then(|id| self.calls.get_mut(id)) {
-            call.spool.push(&buffer[..length]);
+        while left > 0 {
+            let want = left.min(buffer.len());
+            let Ok(length @ 1..) = rustix::io::read(&shell.out, &mut buffer[..want]) else {
+                return;
+            };
+            left -= length;
+            if let Some(call) = &mut call {
+                call.spool.push(&buffer[..length]);
+            }
         }
     }
 
@@ -348,6 +358,7 @@ impl Agent {
     fn shell_ended(&mut self) {
         // The last words of a shell that ended by itself are its status.
         self.shell_status();
+        self.shell_out();
         let Some(shell) = self.drop_shell() else { return };
         if shell.exit.is_none() && !shell.ending {
             self.sweep_orphans(shell.supervisor.pid);
