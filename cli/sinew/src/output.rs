@@ -65,12 +65,14 @@ pub fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// `850µs`, `12.3ms`, `4.56s`, `3m 05s`, `2h 10m`, `3d 4h`.
+/// `850µs`, `2.3ms`, `12ms`, `4.56s`, `3m 05s`, `2h 10m`, `3d 4h`.
 pub fn duration(value: Duration) -> String {
     let seconds = value.as_secs();
     match seconds {
+        _ if value.is_zero() => "0ms".to_owned(),
         _ if value < Duration::from_millis(1) => format!("{}µs", value.as_micros()),
-        0 => format!("{:.1}ms", value.as_secs_f64() * 1e3),
+        0 if value < Duration::from_millis(10) => format!("{:.1}ms", value.as_secs_f64() * 1e3),
+        0 => format!("{:.0}ms", value.as_secs_f64() * 1e3),
         1..60 => format!("{:.2}s", value.as_secs_f64()),
         60..3_600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
         3_600..86_400 => format!("{}h {:02}m", seconds / 3_600, seconds % 3_600 / 60),
@@ -121,7 +123,8 @@ mod tests {
         assert_eq!(bytes(512), "512 B");
         assert_eq!(bytes(3 << 19), "1.5 MiB");
         assert_eq!(duration(Duration::from_micros(850)), "850µs");
-        assert_eq!(duration(Duration::from_micros(12_340)), "12.3ms");
+        assert_eq!(duration(Duration::from_micros(2_340)), "2.3ms");
+        assert_eq!(duration(Duration::from_micros(12_340)), "12ms");
         assert_eq!(duration(Duration::from_secs(185)), "3m 05s");
         assert_eq!(duration(Duration::from_secs(90_000)), "1d 1h");
         assert_eq!(clock(Timestamp(0)), "00:00:00.000");

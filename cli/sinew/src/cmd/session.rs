@@ -1,7 +1,10 @@
 //! `sinew session ls|show|stop|log`
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use anyhow::Context;
-use base_types::{Clock, SystemClock, Timestamp};
+use base_types::{CallId, Clock, SystemClock, Timestamp};
 use control_server::api::{LogQuery, SessionQuery, SessionView, StopRequest};
 use control_server::client::ApiClient;
 use futures::StreamExt;
@@ -169,12 +172,16 @@ async fn log(args: SessionLogArgs) -> anyhow::Result<Exit> {
         }
     });
     let mut query = LogQuery { after: None, limit: Some(LOG_PAGE), since, follow: false };
-    let print = |entry: &LogEntry| {
-        if args.json { output::json_line(entry) } else { output::line(&log_line(entry)) }
+    let mut running = Running::default();
+    let mut print = |entry: &LogEntry| {
+        if args.json {
+            return output::json_line(entry);
+        }
+        output::line(&log_line(entry, running.time(entry)))
     };
     if args.follow {
-        let mut entries =
-            Box::pin(client.follow(&args.session, &query).await.context("read the log")?);
+        let entries = client.follow(&args.session, &query).await.context("read the log")?;
+        let mut entries = Box::pin(entries);
         while let Some(entry) = entries.next().await {
             print(&entry.context("follow the log")?)?;
         }
@@ -182,7 +189,7 @@ async fn log(args: SessionLogArgs) -> anyhow::Result<Exit> {
     }
     loop {
         let page = client.log(&args.session, &query).await.context("read the log")?;
-        page.entries.iter().try_for_each(print)?;
+        page.entries.iter().try_for_each(&mut print)?;
         match page.next_after {
             Some(after) => query.after = Some(after),
             None => return Ok(Exit::Ok),
@@ -190,9 +197,30 @@ async fn log(args: SessionLogArgs) -> anyhow::Result<Exit> {
     }
 }
 
-fn log_line(entry: &LogEntry) -> String {
-    let text = event_text(&entry.event);
-    format!("{}  {}", output::clock(entry.at), output::one_line(&text, INPUT_WIDTH * 2))
+/// When the calls began that have not ended yet, as far as the log was read.
+#[derive(Default)]
+struct Running(HashMap<CallId, Timestamp>);
+
+impl Running {
+    /// How long the call ran whose end this entry is.
+    fn time(&mut self, entry: &LogEntry) -> Option<Duration> {
+        match &entry.event {
+            LogEvent::CallStarted { call, .. } => {
+                self.0.insert(call.clone(), entry.at);
+                None
+            }
+            LogEvent::CallFinished { call, .. } => {
+                self.0.remove(call).map(|began| entry.at.since(began))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn log_line(entry: &LogEntry, ran: Option<Duration>) -> String {
+    let text = output::one_line(&event_text(&entry.event), INPUT_WIDTH * 2);
+    let ran = ran.map(|ran| format!(" (ran {})", output::duration(ran))).unwrap_or_default();
+    format!("{}  {text}{ran}", output::clock(entry.at))
 }
 
 fn event_text(event: &LogEvent) -> String {
