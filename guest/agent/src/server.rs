@@ -170,8 +170,10 @@ impl Agent {
         }
         if let Some(shell) = &self.shell {
             set.add(Source::ShellControl, &shell.supervisor.control, libc::POLLIN);
-            if shell.exit.is_none() {
+            if shell.exit.is_none() && !shell.channel_closed {
                 set.add(Source::ShellStatus, shell.channel(), libc::POLLIN);
+            }
+            if shell.exit.is_none() && !shell.out_closed {
                 set.add(Source::ShellOut, &shell.out, libc::POLLIN);
             }
         }
@@ -190,8 +192,18 @@ impl Agent {
             Source::Control(id) => self.exec_reports(&id),
             Source::Input(id) => self.pump_input(&id),
             Source::ShellControl => self.shell_reports(),
-            Source::ShellStatus => self.shell_status(),
-            Source::ShellOut => self.shell_out(),
+            Source::ShellStatus => {
+                self.shell_status();
+                if let Some(shell) = self.shell.as_mut().filter(|_| events & libc::POLLHUP != 0) {
+                    shell.channel_closed = true;
+                }
+            }
+            Source::ShellOut => {
+                self.shell_out();
+                if let Some(shell) = self.shell.as_mut().filter(|_| events & libc::POLLHUP != 0) {
+                    shell.out_closed = true;
+                }
+            }
             Source::Leftover(pid) => self.leftover_reports(pid),
         }
     }

@@ -46,6 +46,10 @@ pub struct Shell {
     serial: u64,
     inbox: Vec<u8>,
     pub current: Option<CallId>,
+    /// Bash has lost its own output, its channel: they are not listened to any more, because a
+    /// hangup is an event without end.
+    pub out_closed: bool,
+    pub channel_closed: bool,
     /// How bash ended, when it has.
     pub exit: Option<Report>,
     /// Everything below is being killed; no command may be sent.
@@ -113,6 +117,8 @@ impl Shell {
             serial: 0,
             inbox: Vec::new(),
             current: None,
+            out_closed: false,
+            channel_closed: false,
             exit: None,
             ending: false,
             jobs_killed: 0,
