@@ -73,9 +73,12 @@ impl Layout {
             make_dir(path, mode)?;
             refuse_foreign(path)
         };
-        if !data.exists() {
-            make_dir(data, 0o755)?;
-        }
+        // From the root down, each with this mode whatever the umask: `serve` walks through them.
+        let missing: Vec<_> = data
+            .ancestors()
+            .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+            .collect();
+        missing.into_iter().rev().try_for_each(|path| make_dir(path, 0o755))?;
         refuse_foreign(data)?;
         let data = data
             .canonicalize()
@@ -274,10 +277,12 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
+        let data = dir.path().join("made/on/the/way/data");
         let layout = Layout::open(&data, 64_500).unwrap();
         assert_eq!(fs::metadata(layout.root()).unwrap().mode() & 0o7777, 0o710);
         assert_eq!(fs::metadata(layout.pool()).unwrap().mode() & 0o7777, 0o700);
+        let on_the_way = dir.path().join("made/on/the");
+        assert_eq!(fs::metadata(on_the_way).unwrap().mode() & 0o7777, 0o755);
 
         chown(&data, Some(64_500), None).unwrap();
         let error = Layout::open(&data, 64_500).unwrap_err();
