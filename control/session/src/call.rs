@@ -106,6 +106,8 @@ impl CallRun {
         let ran = tokio::select! {
             ran = self.tool.run(&context, &self.input) => Ok(ran),
             order = next_order(&mut orders) => Err(order),
+            // The actor goes, the call stays: it lives in the agent, and the next owner joins it.
+            () = outbox.stopping().cancelled() => return,
         };
         let outcome = match ran {
             Ok(Ok(answer)) => CallOutcome::Answered(answer),

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base_types::SessionId;
@@ -253,6 +254,53 @@ async fn an_interrupt_ends_the_running_call_and_answers_the_waiting_one() {
     let posts = world.posts_are(3).await;
     assert!(posts[2].contains("after"));
     assert_eq!(world.begun(2).await, ["hang", "after"]);
+    drop(server);
+}
+
+/// The interrupt came while no process of ours was there: the call is joined and killed.
+#[tokio::test]
+async fn an_interrupt_during_a_restart_ends_the_call_that_runs() {
+    let world = World::new().await;
+    world.brain.offer("work_1");
+    let server = world.serve();
+    world.brain.emit(bash("t1", "hang"));
+    world.begun(1).await;
+    world.logged("beat", 1).await;
+    server.crash();
+    world.brain.emit(event("i1", EventKind::UserInterrupt { thread: None }));
+    let server = world.serve();
+    let posts = world.posts_are(1).await;
+    assert!(posts[0].contains("cancelled by interrupt"), "{posts:?}");
+    assert_eq!(world.begun(1).await, ["hang"]);
+    drop(server);
+}
+
+/// A sandbox that is still being made when its session ends does not outlive it.
+#[tokio::test]
+async fn a_session_that_ends_while_its_sandbox_is_made_leaves_nothing() {
+    let world = World::new().await;
+    world.driver.hold.store(true, Ordering::SeqCst);
+    world.brain.offer("work_1");
+    let server = world.serve();
+    world.brain.emit(bash("t1", "never"));
+    wait_for("a creation", async || match world.driver.created.lock().unwrap().len() {
+        0 => Err("none".into()),
+        _ => Ok(()),
+    })
+    .await;
+    world.brain.emit(event("end", EventKind::StatusTerminated));
+    world.logged("stop work_1", 1).await;
+    world.driver.hold.store(false, Ordering::SeqCst);
+    world.phase_is("ended").await;
+    wait_for("rest", async || match server.handle.serving().len() {
+        0 => Ok(()),
+        _ => Err("an actor".into()),
+    })
+    .await;
+    assert_eq!(world.driver.count(), 0);
+    assert_eq!(world.session().await.sandbox.unwrap().state, SandboxState::Gone);
+    let open = world.store.open_calls(&SessionId::from(SESSION)).await.unwrap();
+    assert!(open.is_empty(), "its rows can be forgotten: {open:?}");
     drop(server);
 }
 

@@ -105,7 +105,7 @@ impl Actor {
 
     fn queue(&mut self, call: NewCall, stage: Stage) {
         if let Some(serving) = &mut self.serving {
-            serving.queue.push_back(Queued { call, stage });
+            serving.queue.push_back(Queued::new(call, stage));
         }
     }
 
@@ -170,7 +170,7 @@ impl Actor {
     }
 
     async fn start(&mut self, queued: Queued, epoch: Epoch) -> Result<(), StoreError> {
-        let Queued { call, stage } = queued;
+        let Queued { call, stage, interrupted } = queued;
         let mut changes = Vec::new();
         if stage == Stage::Fresh {
             changes.push(Change::CallReceived(Box::new(call.clone())));
@@ -206,7 +206,11 @@ impl Actor {
             notice: tells.as_ref().map(loss_notice),
         };
         let outbox = Outbox::new(self.me.clone(), self.tasks.stopping());
-        serving.running = Some(Running::start(run, call, tells, &self.tasks, outbox));
+        let mut running = Running::start(run, call, tells, &self.tasks, outbox);
+        if interrupted {
+            running.cancel(CancelReason::Interrupt);
+        }
+        serving.running = Some(running);
         if self.phase != Phase::Serving {
             self.enter(Phase::Serving).await?;
         }
@@ -240,10 +244,14 @@ impl Actor {
             return;
         };
         let interrupted = running.cancelled == Some(CancelReason::Interrupt);
-        let tells = running.tells;
         let stage = Stage::Started(None);
+        // Only an answer of the tool carries the notice of a loss.
+        let mut tells = None;
         let answer = match outcome {
-            CallOutcome::Answered(answer) => answer,
+            CallOutcome::Answered(answer) => {
+                tells = running.tells;
+                answer
+            }
             CallOutcome::Unknown { why } if !interrupted => outcome_unknown_answer(&why),
             CallOutcome::Cancelled | CallOutcome::Unknown { .. } => interrupted_answer(),
             CallOutcome::ConnectionLost { .. } if interrupted => interrupted_answer(),
@@ -252,7 +260,7 @@ impl Actor {
                 return self.look_for(running.call, running.epoch, why);
             }
         };
-        let queued = Queued { call: running.call, stage };
+        let queued = Queued::new(running.call, stage);
         if let Err(error) = self.finish(queued, answer, tells).await {
             self.journal_failed(&error).await;
         }
@@ -266,7 +274,8 @@ impl Actor {
             self.sandbox = Slot::Cold { last_end: Some(why), retry: None };
         }
         if let Some(serving) = &mut self.serving {
-            serving.queue.push_front(Queued { call, stage: Stage::Started(Some(epoch)) });
+            let queued = Queued { call, stage: Stage::Started(Some(epoch)), interrupted: false };
+            serving.queue.push_front(queued);
         }
     }
 
@@ -297,7 +306,12 @@ impl Actor {
         }
         let call = queued.call.id.clone();
         changes.push(Change::CallFinished { call, end: end.clone() });
-        let told = self.record.clone().filter(|record| tells.is_some() && record.untold == tells);
+        // A later epoch may be on its way, with a loss of its own to tell of: its record stays.
+        let is_current = |record: &SandboxRecord| matches!(&self.sandbox, Slot::Ready(live) if live.epoch == record.epoch);
+        let told = self
+            .record
+            .clone()
+            .filter(|record| tells.is_some() && record.untold == tells && is_current(record));
         if let Some(record) = told {
             let record = SandboxRecord { untold: None, ..record };
             changes.push(Change::Sandbox(record.clone()));
@@ -424,10 +438,10 @@ impl Actor {
         }
         let at = serving.queue.iter().position(|queued| queued.call.tool_use == *tool_use);
         let Some(queued) = at.and_then(|at| serving.queue.remove(at)) else { return false };
-        // One that may have run before a restart keeps its own answer.
+        // One that may run since before a restart is joined first, and then killed.
         if matches!(queued.stage, Stage::Started(_)) {
-            serving.queue.push_front(queued);
-            return false;
+            serving.queue.push_front(Queued { interrupted: true, ..queued });
+            return true;
         }
         if let Err(error) = self.finish(queued, interrupted_answer(), None).await {
             self.journal_failed(&error).await;

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use store_api::{Phase, WorkEnd};
+use store_api::{CallEnd, CallState, Change, Phase, WorkEnd};
 use tokio::time::Instant;
 
 use super::serving::{Queued, Stage};
-use super::{Actor, TASKS_WAIT};
+use super::{Actor, Slot, TASKS_WAIT};
 use crate::call::{CancelReason, outcome_unknown_answer};
 use crate::message::{CallOutcome, Inside, LeaseEnd, Message, line};
 
@@ -16,6 +16,8 @@ const KILL_WAIT: Duration = Duration::from_secs(12);
 /// How long finished results may take to be posted before an item is stopped all the same: the
 /// brain waits for the stop.
 const POST_WAIT: Duration = Duration::from_secs(10);
+/// The longest that a start of a sandbox takes before it fails by itself.
+const PREPARE_WAIT: Duration = Duration::from_secs(90);
 
 /// Why an item ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,10 +166,11 @@ impl Actor {
     }
 
     async fn after_item(&mut self, end: End) {
-        if let End::SessionOver { .. } = &end
-            && let Err(why) = self.destroy_sandbox().await
-        {
-            tracing::warn!(session = %self.session, %why, "remove the sandbox of an ended session");
+        if let End::SessionOver { .. } = &end {
+            self.settle_open_calls().await;
+            if let Err(why) = self.destroy_sandbox().await {
+                tracing::warn!(session = %self.session, %why, "remove an ended session's sandbox");
+            }
         }
         if let End::Failed { .. } = &end
             && let Err(why) = self.stop_sandbox("the session failed").await
@@ -180,6 +183,56 @@ impl Actor {
                 tracing::error!(session = %self.session, error = %line(&error), "record a phase");
             }
             self.sleep_at = stays.then(|| Instant::now() + self.keep_running());
+        }
+    }
+
+    /// Waits for a preparation that is under way: what it makes must not outlive a stop.
+    pub(super) async fn settle_preparation(&mut self) {
+        let until = Instant::now() + PREPARE_WAIT;
+        while matches!(self.sandbox, Slot::Preparing { .. }) {
+            let Ok(Some(message)) = tokio::time::timeout_at(until, self.inbox.recv()).await else {
+                return;
+            };
+            match message {
+                Message::Inside(Inside::Prepared(prepared)) => {
+                    Box::pin(self.on_prepared(prepared)).await;
+                }
+                Message::Inside(Inside::Sent { call, end }) => self.on_sent(call, end).await,
+                Message::Inside(_) => {}
+                Message::Outside(outside) => self.defer(outside),
+            }
+        }
+    }
+
+    /// A session that is over takes no result any more: its calls are written off, so that its
+    /// rows can be forgotten in time.
+    pub(super) async fn settle_open_calls(&mut self) {
+        const GONE: u16 = 404;
+        let open = match self.journal.store().open_calls(&self.session).await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(session = %self.session, error = %line(&error), "list open calls");
+                return;
+            }
+        };
+        let mut changes = Vec::new();
+        for record in open {
+            let call = record.call.id;
+            if !matches!(record.state, CallState::Finished { .. }) {
+                let end = CallEnd {
+                    body: Vec::new(),
+                    is_error: true,
+                    summary: "the session ended first".to_owned(),
+                    exit_code: None,
+                };
+                changes.push(Change::CallFinished { call: call.clone(), end });
+            }
+            changes.push(Change::CallSettled { call, refused: Some(GONE) });
+        }
+        if !changes.is_empty()
+            && let Err(error) = self.record_changes(&changes).await
+        {
+            tracing::warn!(session = %self.session, error = %line(&error), "write off open calls");
         }
     }
 
@@ -203,7 +256,7 @@ impl Actor {
             _ => (outcome_unknown_answer(reason), None),
         };
         let end = self.encode(&call, answer);
-        let queued = Queued { call, stage: Stage::Started(None) };
+        let queued = Queued::new(call, Stage::Started(None));
         if let Err(error) = self.record_end(&queued, &end, tells).await {
             tracing::error!(session = %self.session, error = %line(&error), "record a killed call");
         }

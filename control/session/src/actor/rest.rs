@@ -58,6 +58,7 @@ impl Actor {
             self.end_item(End::Operator).await;
         }
         let stopped = if forget {
+            self.settle_open_calls().await;
             self.destroy_sandbox().await
         } else {
             self.stop_sandbox("an operator stopped the session").await

@@ -73,6 +73,10 @@ impl Actor {
                 self.record = Some(prepared.record);
                 self.sandbox = Slot::Ready(live);
                 self.lend_to_waiting();
+                // Whatever it was started for may be over by now.
+                if self.serving.is_none() && self.sleep_at.is_none() {
+                    self.sleep_at = Some(Instant::now() + self.keep_running());
+                }
             }
             Err(error) => self.on_prepare_failed(error, wait).await,
         }
@@ -112,6 +116,7 @@ impl Actor {
 
     /// Ends the processes; the volume stays.
     pub(super) async fn stop_sandbox(&mut self, why: &str) -> Result<(), String> {
+        self.settle_preparation().await;
         let Some(record) = self.record.clone() else { return Ok(()) };
         if matches!(record.state, SandboxState::Stopped | SandboxState::Gone) {
             return Ok(());
@@ -124,6 +129,7 @@ impl Actor {
 
     /// Ends the processes and removes the files.
     pub(super) async fn destroy_sandbox(&mut self) -> Result<(), String> {
+        self.settle_preparation().await;
         let Some(record) = self.record.clone() else { return Ok(()) };
         let destroyed = self.shared.driver.destroy(&record.id, &record.volume).await;
         destroyed.map_err(|error| line(&error))?;

@@ -44,6 +44,14 @@ pub struct Serving {
 pub struct Queued {
     pub call: NewCall,
     pub stage: Stage,
+    /// The user interrupted while it waited to be joined: it is killed as soon as it is.
+    pub interrupted: bool,
+}
+
+impl Queued {
+    pub fn new(call: NewCall, stage: Stage) -> Self {
+        Self { call, stage, interrupted: false }
+    }
 }
 
 /// What the journal has of a waiting call.

@@ -1,7 +1,9 @@
 //! Sandboxes in memory, with the promises of the driver contract.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base_types::{Epoch, ImageId, SandboxId, SessionId, VolumeId};
@@ -19,6 +21,8 @@ pub struct Driver {
     /// The next creations fail with this.
     pub refuse: Mutex<Option<String>>,
     pub created: Mutex<Vec<SandboxSpec>>,
+    /// Creations wait while this is set.
+    pub hold: AtomicBool,
 }
 
 struct Entry {
@@ -62,6 +66,9 @@ impl SandboxDriver for Driver {
     async fn create(&self, spec: &SandboxSpec) -> Result<Sandbox, CreateError> {
         self.created.lock().unwrap().push(spec.clone());
         let sandbox = spec.sandbox.clone();
+        while self.hold.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         if let Some(why) = self.refuse.lock().unwrap().clone() {
             return Err(CreateError::Start { sandbox, why });
         }
