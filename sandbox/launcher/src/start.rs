@@ -158,6 +158,7 @@ fn another(layout: &Layout, end: Instant) -> Option<Launched> {
 /// ended.
 fn reap(mut child: Child) {
     let wait = move || match child.wait() {
+        Ok(status) if status.success() => tracing::info!("the launcher has left"),
         Ok(status) => tracing::warn!(%status, "the launcher has ended"),
         Err(error) => tracing::debug!(%error, "cannot wait for the launcher"),
     };
