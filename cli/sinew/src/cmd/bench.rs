@@ -13,7 +13,7 @@ use crate::scratch::Scratch;
 use crate::{logging, output};
 
 pub fn run(args: BenchArgs) -> anyhow::Result<Exit> {
-    logging::init(LogFormat::Text, "warn");
+    logging::init(LogFormat::Text, "error");
     let benchmarks = chosen(&args.names)?;
     if args.runs < RUNS_MIN {
         return Err(UsageError(format!("--runs must be at least {RUNS_MIN}")).into());

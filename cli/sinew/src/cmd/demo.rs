@@ -12,7 +12,7 @@ use crate::scratch::Scratch;
 use crate::{logging, output};
 
 pub fn run(args: DemoArgs) -> anyhow::Result<Exit> {
-    logging::init(LogFormat::Text, "warn");
+    logging::init(LogFormat::Text, "error");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("start the async runtime")?.block_on(demo(args))

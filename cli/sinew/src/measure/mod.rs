@@ -1,5 +1,6 @@
 //! The benchmarks: what is measured, and how.
 
+mod peer;
 mod sandboxes;
 mod tool_call;
 

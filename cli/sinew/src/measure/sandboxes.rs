@@ -9,22 +9,25 @@ use bench::{Figures, Goal, Machine, Measurement, Report, Unit};
 use sandbox_api::guest::call::{Exit, Work};
 use sandbox_api::guest::{CallSpec, ExecSpec, GuestClient, OutputLimits, RunAs};
 use sandbox_api::{Image, SandboxDriver, SandboxSpec};
-use sandbox_image::DEFAULT_IMAGE;
+use sandbox_image::{DEFAULT_IMAGE, ImageStore};
 use sandbox_launcher::{EnsureRunning, LauncherDriver, ensure_running};
 
+use super::peer::Runc;
 use crate::scratch::Scratch;
 
 /// Not measured: the first ones load code and fill caches.
 const WARM_UP: usize = 10;
-const PROGRAM: &str = "/bin/true";
+pub(super) const PROGRAM: &str = "/bin/true";
 const PROGRAM_WAIT: Duration = Duration::from_secs(30);
 /// The launcher serves root here; `serve` is not part of these measurements.
 const SERVE_UID: u32 = 64_500;
 
 pub async fn container_start(scratch: &mut Scratch, runs: usize) -> anyhow::Result<Report> {
     let (driver, image) = driver(scratch).await?;
-    let mut starts = Vec::with_capacity(runs);
-    let mut ends = Vec::with_capacity(runs);
+    let bundle = scratch.path().join("runc");
+    let rootfs = ImageStore::open(scratch.images())?.get(image.id.as_str())?.rootfs();
+    let mut runc = Runc::prepare(&bundle, &rootfs)?;
+    let (mut starts, mut ends, mut peer) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..WARM_UP + runs {
         let spec = spec(&image);
         let began = Instant::now();
@@ -34,19 +37,29 @@ pub async fn container_start(scratch: &mut Scratch, runs: usize) -> anyhow::Resu
         let started = began.elapsed();
         let began = Instant::now();
         driver.destroy(&spec.sandbox, &spec.volume).await.context("remove a sandbox")?;
+        let ended = began.elapsed();
+        let of_peer = runc.as_mut().map(Runc::run).transpose()?;
         if run >= WARM_UP {
             starts.push(started);
-            ends.push(began.elapsed());
+            ends.push(ended);
+            peer.extend(of_peer);
         }
     }
     let start = Figures::of_durations(&starts)?;
+    let mut results = vec![
+        ms("create to first exec, no pool of prepared parts", start),
+        ms("destroy", Figures::of_durations(&ends)?),
+    ];
+    if !peer.is_empty() {
+        let name = "run the program in a new container, to its removal";
+        let figures = Figures::of_durations(&peer)?;
+        let peer = Some("runc, without user namespace, quota and limits".to_owned());
+        results.push(Measurement { name, unit: Unit::Ms, figures, peer });
+    }
     Ok(Report {
         bench: "container-start",
         machine: Machine::this(),
-        results: vec![
-            ms("create to first exec, no pool of prepared parts", start),
-            ms("destroy", Figures::of_durations(&ends)?),
-        ],
+        results,
         goals: vec![Goal::at_most(
             "create to first exec, empty pool, p50 ms",
             60.0,
