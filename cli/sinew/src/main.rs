@@ -28,6 +28,7 @@ fn main() -> std::process::ExitCode {
     };
     match cmd::run(cli) {
         Ok(exit) => exit.code(),
+        Err(error) if error.is::<output::NoReader>() => exit::Exit::Ok.code(),
         Err(error) => {
             eprintln!("sinew: {error:#}");
             exit::of(&error).code()

@@ -17,11 +17,18 @@ pub fn json_line<T: Serialize>(value: &T) -> anyhow::Result<()> {
     line(&serde_json::to_string(value)?)
 }
 
-/// Prints one line; a closed pipe is an error that ends the command, not a panic.
+/// Whoever read our output has seen enough, as `head` has.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads the output any more")]
+pub struct NoReader;
+
+/// Prints one line. A closed pipe ends the command quietly: [`NoReader`].
 pub fn line(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(NoReader.into()),
+        printed => Ok(printed?),
+    }
 }
 
 /// A table without frames, in the width of the terminal.

@@ -101,7 +101,24 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+
+    #[test]
+    fn a_socket_can_be_opened_to_one_group() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIP a_socket_can_be_opened_to_one_group: not root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("serve.sock");
+        let owner = SocketOwner { uid: 64_500, group: Some(64_501) };
+        let _socket = ApiSocket::bind(&path, Some(owner)).unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+        assert_eq!((metadata.uid(), metadata.gid()), (64_500, 64_501));
+    }
 
     #[test]
     fn a_socket_is_private_and_a_stale_one_is_replaced() {

@@ -80,3 +80,25 @@ async fn serve_is_unprivileged_and_a_second_one_is_refused() {
     let answer = installation.sinew(&["session", "ls"]);
     assert_eq!(answer.status.code(), Some(4), "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_installations_on_one_machine_do_not_disturb_each_other() {
+    let name = "two_installations_on_one_machine_do_not_disturb_each_other";
+    let Some(images) = can_run_sandboxes(name) else { return };
+    let one = Installation::start(&images, Options::default());
+    let two = Installation::start(&images, Options::default());
+    let of_one = one.brain.start_session("six-tools", "Use every tool").await;
+    let of_two = two.brain.start_session("six-tools", "Use every tool").await;
+    assert!(one.brain.wait_played(&of_one, 1, SCENE).await.passed);
+    assert!(two.brain.wait_played(&of_two, 1, SCENE).await.passed);
+    let list = two.json(&["session", "ls", "--json"]);
+    assert_eq!(list["sessions"].as_array().unwrap().len(), 1, "{list:#}");
+    assert_eq!(list["sessions"][0]["id"], of_two.as_str());
+
+    // One goes, launcher and all; the other's sandbox is as it was.
+    drop(one);
+    let exec = two.sinew(&["exec", of_two.as_str(), "--", "cat", "notes/a.txt"]);
+    assert_eq!(String::from_utf8_lossy(&exec.stdout), "alpha\ngamma\n", "{exec:?}");
+    let shown = two.json(&["session", "show", "--json", of_two.as_str()]);
+    assert_eq!(shown["sandbox"]["epoch"], 1, "{shown:#}");
+}

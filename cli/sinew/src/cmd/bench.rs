@@ -6,6 +6,7 @@ use sandbox_image::{BuildOptions, ImageStore, Recipe};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{BenchArgs, LogFormat};
+use crate::cmd::block_on_threads;
 use crate::cmd::image::build_shown;
 use crate::exit::{Exit, UsageError};
 use crate::measure::Benchmark;
@@ -18,9 +19,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<Exit> {
     if args.runs < RUNS_MIN {
         return Err(UsageError(format!("--runs must be at least {RUNS_MIN}")).into());
     }
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("start the async runtime")?.block_on(measure_all(args, benchmarks))
+    block_on_threads(measure_all(args, benchmarks))
 }
 
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Benchmark>> {

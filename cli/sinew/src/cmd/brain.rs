@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{BrainArgs, LogFormat};
+use crate::cmd::block_on_threads;
 use crate::exit::Exit;
 use crate::{logging, output};
 
@@ -21,8 +22,7 @@ pub struct BrainReady {
 
 pub fn run(args: BrainArgs) -> anyhow::Result<Exit> {
     logging::init(LogFormat::Text, "info");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("start the async runtime")?.block_on(serve(args))
+    block_on_threads(serve(args))
 }
 
 async fn serve(args: BrainArgs) -> anyhow::Result<Exit> {

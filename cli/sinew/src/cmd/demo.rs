@@ -5,6 +5,7 @@ use sandbox_image::{BuildOptions, ImageStore, Recipe};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{DemoArgs, LogFormat};
+use crate::cmd::block_on_threads;
 use crate::cmd::image::build_shown;
 use crate::demo::play;
 use crate::exit::Exit;
@@ -13,9 +14,7 @@ use crate::{logging, output};
 
 pub fn run(args: DemoArgs) -> anyhow::Result<Exit> {
     logging::init(LogFormat::Text, "error");
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("start the async runtime")?.block_on(demo(args))
+    block_on_threads(demo(args))
 }
 
 async fn demo(args: DemoArgs) -> anyhow::Result<Exit> {
@@ -47,6 +46,8 @@ async fn demo(args: DemoArgs) -> anyhow::Result<Exit> {
 async fn prepare_and_play(scratch: &mut Scratch) -> anyhow::Result<()> {
     let images = scratch.images().to_owned();
     let store = ImageStore::open(&images)?;
+    let dir = scratch.path().display();
+    output::line(&format!("Working in {dir} (removed at the end)."))?;
     output::line(&format!("Image cache {} (it stays).", images.display()))?;
     // A build is minutes of blocking work with a progress bar; on Ctrl-C its lock and its
     // half-built tree are cleaned by the next build.

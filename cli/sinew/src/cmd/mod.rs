@@ -33,6 +33,16 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
+/// Commands that serve or orchestrate. What still runs on a thread when the command is over (a
+/// build that was interrupted, a read that nobody waits for) does not keep the process.
+pub fn block_on_threads<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("start the async runtime")?;
+    let done = runtime.block_on(future);
+    runtime.shutdown_background();
+    done
+}
+
 /// Commands that only ask and print need one thread.
 pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

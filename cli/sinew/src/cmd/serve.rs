@@ -1,11 +1,11 @@
 //! `sinew serve`: from root to a small unprivileged process that serves until it is told to end.
 
-use anyhow::Context;
 use base_config::{Config, Overrides};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::ServeArgs;
+use crate::cmd::block_on_threads;
 use crate::exit::{Exit, UsageError};
 use crate::installation::sources;
 use crate::serve::node::{Node, Prepared};
@@ -20,8 +20,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
     }
     // As root and with one thread: the launcher, the socket; then the privileges go.
     let prepared = Prepared::prepare(config, args.socket_group)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("start the async runtime")?.block_on(serve(prepared))
+    block_on_threads(serve(prepared))
 }
 
 fn load(args: &ServeArgs) -> anyhow::Result<Config> {
