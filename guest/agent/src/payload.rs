@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 
 use crate::process::Identity;
 
@@ -136,13 +135,43 @@ fn place(descriptors: &[(OwnedFd, RawFd)]) -> io::Result<()> {
     Ok(())
 }
 
-/// Programs expect default actions and nothing blocked; the agent ignores some and blocks one.
-fn reset_signals() -> nix::Result<()> {
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
-        // SAFETY: the default action installs no handler.
-        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+/// Programs expect default actions and nothing blocked; the agent ignores some and blocks one, and
+/// whoever started it may have left more. The C library keeps two signals to itself and would skip
+/// them, so the kernel is asked directly.
+fn reset_signals() -> io::Result<()> {
+    /// What the kernel takes for a signal's action: handler, flags, restorer and a mask of 64 bits.
+    /// All zero is the default action.
+    const DEFAULT_ACTION: [u64; 4] = [0; 4];
+    static NOTHING_BLOCKED: u64 = 0;
+    const MASK_BYTES: usize = 8;
+    const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
+    for signal in SIGNALS.filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
+        // SAFETY: the kernel reads the action, which outlives the call and is as large as any
+        // architecture's, and writes nothing.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                DEFAULT_ACTION.as_ptr(),
+                std::ptr::null::<u64>(),
+                MASK_BYTES,
+            )
+        };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+    // SAFETY: the kernel reads the mask, which outlives the call, and writes nothing.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const NOTHING_BLOCKED,
+            std::ptr::null::<u64>(),
+            MASK_BYTES,
+        )
+    };
+    if done != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
