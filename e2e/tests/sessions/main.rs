@@ -9,6 +9,7 @@ mod operator;
 mod refused;
 mod served;
 mod sleep;
+mod trouble;
 
 use std::time::Duration;
 
