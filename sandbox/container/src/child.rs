@@ -90,7 +90,7 @@ fn become_agent(plan: &Plan<'_>) -> Result<Errno, (Step, Errno)> {
     rustix::system::sethostname(plan.hostname.to_bytes()).map_err(|e| (Step::Hostname, e))?;
     limit_resources().map_err(|e| (Step::Rlimits, e))?;
 
-    sys::unshare(libc::CLONE_NEWUSER).map_err(|e| (Step::UserNamespace, e))?;
+    user_namespace_of(plan.id_base).map_err(|e| (Step::UserNamespace, e))?;
     let asked = rustix::io::write(plan.control, &[WANTS_IDS]);
     asked.map_err(|e| (Step::Control, e))?;
     wait_for_parent(plan)?;
@@ -142,6 +142,20 @@ fn limit_resources() -> Result<(), Errno> {
     sys::set_rlimit(libc::RLIMIT_MEMLOCK, locked, locked)?;
     sys::set_rlimit(libc::RLIMIT_RTPRIO, 0, 0)?;
     sys::set_rlimit(libc::RLIMIT_NICE, 0, 0)
+}
+
+/// The kernel counts what a user namespace holds (inotify instances and watches, pending signals,
+/// message queues) against the user that made it, too. Made by root, all sandboxes and the host's
+/// own root would share one count, and one sandbox could use it up.
+fn user_namespace_of(id_base: u32) -> Result<(), Errno> {
+    let root = Uid::ROOT;
+    rustix::thread::set_thread_res_uid(root, Uid::from_raw(id_base), root)?;
+    // The change has emptied the effective set, and some hosts let only a privileged process make
+    // user namespaces.
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective = sets.permitted;
+    rustix::thread::set_capabilities(None, sets)?;
+    sys::unshare(libc::CLONE_NEWUSER)
 }
 
 fn become_root_inside() -> Result<(), Errno> {

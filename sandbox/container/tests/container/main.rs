@@ -4,6 +4,7 @@
 mod leftovers;
 mod life;
 mod limits;
+mod neighbours;
 mod oldest_kernel;
 mod real_agent;
 mod support;

@@ -1,0 +1,29 @@
+//! What the kernel counts for a whole machine or a whole user: one sandbox takes all it can get,
+//! and neighbour and host do not notice.
+
+#![cfg(target_arch = "x86_64")]
+
+use rustix::fs::inotify;
+
+use crate::support::{ID_BASE, LIMITS, Machine, wait_for};
+
+#[test]
+fn one_sandbox_does_not_use_up_what_is_counted_for_each_user() {
+    let Some(machine) = Machine::new("counted_for_each_user") else { return };
+    let mut attacker = machine.start();
+    let mut neighbour = machine.prepare(LIMITS);
+    let started = machine.try_start(&neighbour, |spec| spec.id_base = 2 * ID_BASE);
+    neighbour.started = Some(started.unwrap());
+
+    // Every inotify instance that it gets, held.
+    let hoard = "perl -e '$n++ while syscall(294, 0) >= 0; print $n; close STDOUT; sleep 600'";
+    attacker.user(&format!("ulimit -Sn 1000; {hoard} > /tmp/taken 2>&1 &")).ok();
+    wait_for("the hoard", || !attacker.user("cat /tmp/taken").ok().is_empty());
+    let taken: u32 = attacker.user("cat /tmp/taken").ok().parse().unwrap();
+    assert!(taken > 1, "{taken}");
+
+    neighbour.user("perl -e 'exit(syscall(294, 0) < 0)'").ok();
+    inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    machine.kill(&mut attacker);
+    machine.kill(&mut neighbour);
+}
