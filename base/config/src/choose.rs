@@ -52,10 +52,6 @@ impl Config {
 impl Match {
     /// Whether everything that is named is so.
     pub fn holds(&self, facts: &SessionFacts<'_>) -> bool {
-        let is = |named: &Option<_>, fact| named.as_ref().is_none_or(|named| named == fact);
-        is(&self.environment, facts.environment)
-            && self.agent.as_ref().is_none_or(|named| Some(named) == facts.agent)
-            && self.tenant.as_ref().is_none_or(|named| named == facts.tenant)
-            && self.metadata.iter().all(|(key, value)| facts.metadata.get(key) == Some(value))
+        self.misses(facts).is_empty()
     }
 }

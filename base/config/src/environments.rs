@@ -11,7 +11,7 @@ use crate::keys::Section;
 use crate::layers::Variables;
 use crate::problem::{Place, Report};
 use crate::section::Table;
-use crate::types::Environment;
+use crate::types::{Environment, Tenancy};
 
 const ID: &str = "ANTHROPIC_ENVIRONMENT_ID";
 const KEY: &str = "ANTHROPIC_ENVIRONMENT_KEY";
@@ -85,6 +85,15 @@ impl Draft {
             tenant: table.get("tenant"),
             tenant_metadata_key: table.get("tenant_metadata_key"),
             concurrency: table.get_or_default("concurrency"),
+        }
+    }
+
+    pub fn tenancy(&self) -> Tenancy {
+        let tenant = self.tenant.as_ref().unwrap_or(&self.id);
+        Tenancy {
+            environment: EnvironmentId::new(self.id.clone()),
+            tenant: TenantId::new(tenant.clone()),
+            metadata_key: self.tenant_metadata_key.clone(),
         }
     }
 

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use crate::document::{Document, is_roots_own, tables};
-use crate::environments;
+use crate::environments::{self, Draft};
 use crate::keys::Section;
 use crate::layers::{self, CONFIG, Variables};
 use crate::problem::{ConfigErrors, Place, Report};
-use crate::profiles::{self, Surroundings};
+use crate::profiles;
+use crate::review::review;
 use crate::section::Table;
-use crate::types::{Config, Environment, Limits, Pool};
+use crate::types::{Config, Environment, Limits, Pool, Tenancy};
 
 /// What flags set. It overrides variables and the file.
 #[derive(Clone, Debug, Default)]
@@ -127,9 +128,9 @@ fn load_with(sources: &Sources, keys: bool) -> Result<Config, ConfigErrors> {
     let limits = limits(&single(&document, &top, Section::Limits, sources, &mut report));
     let pool = pool(&single(&document, &top, Section::Pool, sources, &mut report), &mut report);
     let drafts = environments::read(&document, &top, &sources.variables, &mut report);
-    let ids: Vec<String> = drafts.iter().map(|draft| draft.id.clone()).collect();
-    let surroundings = Surroundings { pool, environments: &ids };
-    let profiles = profiles::read(&document, &top, &surroundings, &mut report);
+    let tenancies: Vec<Tenancy> = drafts.iter().map(Draft::tenancy).collect();
+    let profiles = profiles::read(&document, &top, &pool, &mut report);
+    report.warnings.extend(review(&profiles, &tenancies).into_iter().map(|found| found.problem));
     let environments: Vec<Environment> = match keys {
         true => drafts
             .into_iter()
@@ -145,6 +146,7 @@ fn load_with(sources: &Sources, keys: bool) -> Result<Config, ConfigErrors> {
         user: top.get_or_default("user"),
         worker_id: top.get("worker_id"),
         environments,
+        tenancies,
         profiles,
         limits,
         pool,

@@ -10,27 +10,20 @@ use crate::credential;
 use crate::document::Document;
 use crate::keys::Section;
 use crate::problem::{Place, Report};
-use crate::section::{Table, nearest};
+use crate::section::Table;
 use crate::types::{Match, Pool, Profile, Tier, ToolsAs};
-
-/// What profiles are checked against.
-pub(crate) struct Surroundings<'a> {
-    pub pool: Pool,
-    /// The environments that are known; a match that names another one never holds.
-    pub environments: &'a [String],
-}
 
 pub(crate) fn read(
     document: &Document,
     top: &Table<'_>,
-    surroundings: &Surroundings<'_>,
+    pool: &Pool,
     report: &mut Report,
 ) -> Vec<Profile> {
     let mut profiles: Vec<Profile> = Vec::new();
     for (table, place) in top.tables(Section::Profile) {
         let table = Table::read(document, Section::Profile, table, place.clone(), report);
-        let matches = matches(document, &table, surroundings, report);
-        check(&table, surroundings, report);
+        let matches = matches(document, &table, report);
+        check(&table, pool, report);
         let Some(name) = table.require::<String>("name", report) else { continue };
         let place = table.place_of("name");
         if profiles.iter().any(|other| other.name.as_str() == name) {
@@ -64,6 +57,7 @@ pub(crate) fn built_in() -> Profile {
 fn profile(table: &Table<'_>, name: ProfileName, matches: Vec<Match>) -> Profile {
     Profile {
         name,
+        place: table.place.clone(),
         matches,
         tier: match table.get_or_default::<String>("tier").as_str() {
             "container" => Tier::Container,
@@ -88,12 +82,7 @@ fn profile(table: &Table<'_>, name: ProfileName, matches: Vec<Match>) -> Profile
     }
 }
 
-fn matches(
-    document: &Document,
-    profile: &Table<'_>,
-    surroundings: &Surroundings<'_>,
-    report: &mut Report,
-) -> Vec<Match> {
+fn matches(document: &Document, profile: &Table<'_>, report: &mut Report) -> Vec<Match> {
     let mut matches = Vec::new();
     for (table, place) in profile.tables(Section::Match) {
         let table = Table::read(document, Section::Match, table, place.clone(), report);
@@ -108,10 +97,8 @@ fn matches(
                        session has no [[profile.match]]";
             report.problem(&table.place, "[[profile.match]] names nothing", fix);
         }
-        if let Some(environment) = table.get::<String>("environment") {
-            check_environment(&environment, table.place_of("environment"), surroundings, report);
-        }
         matches.push(Match {
+            place: place.clone(),
             environment: table.get::<String>("environment").map(EnvironmentId::new),
             agent: table.get::<String>("agent").map(AgentId::new),
             tenant: table.get::<String>("tenant").map(TenantId::new),
@@ -121,23 +108,7 @@ fn matches(
     matches
 }
 
-/// Not a mistake in itself: the environment may be one that another node serves.
-fn check_environment(
-    environment: &String,
-    place: &Place,
-    surroundings: &Surroundings<'_>,
-    report: &mut Report,
-) {
-    let known = surroundings.environments;
-    if known.is_empty() || known.contains(environment) {
-        return;
-    }
-    let fix = nearest(environment, known.iter().map(String::as_str))
-        .map_or(String::new(), |near| format!("did you mean `{near}`?"));
-    report.warning(place, format!("environment `{environment}` is not served here"), fix);
-}
-
-fn check(table: &Table<'_>, surroundings: &Surroundings<'_>, report: &mut Report) {
+fn check(table: &Table<'_>, pool: &Pool, report: &mut Report) {
     let mut at_most = |low: &'static str, high: &'static str| {
         let [small, large] = [low, high].map(|name| table.get_or_default::<Duration>(name));
         if small > large {
@@ -151,7 +122,7 @@ fn check(table: &Table<'_>, surroundings: &Surroundings<'_>, report: &mut Report
     at_most("keep_running", "retain");
 
     let disk: base_types::ByteSize = table.get_or_default("disk");
-    let Pool { max, .. } = surroundings.pool;
+    let Pool { max, .. } = *pool;
     if disk > max {
         let what = format!("`disk` ({disk}) is larger than the pool may become ({max})");
         report.problem(table.place_of("disk"), what, "make it smaller, or set `max` of [pool]");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base_types::{AgentId, ByteSize, EnvironmentId, ProfileName, Secret, TenantId};
 
-use crate::Problem;
+use crate::problem::{Place, Problem};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -20,6 +20,8 @@ pub struct Config {
     /// How this worker names itself to the brain; `None` leaves the choice to the program.
     pub worker_id: Option<String>,
     pub environments: Vec<Environment>,
+    /// One for each environment of the file and the variables; known without any key.
+    pub tenancies: Vec<Tenancy>,
     /// In the order of the file, then the built-in `default` unless the file has its own.
     pub profiles: Vec<Profile>,
     pub limits: Limits,
@@ -45,10 +47,21 @@ pub struct Environment {
     pub concurrency: u32,
 }
 
+/// Which tenant the sessions of an environment belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tenancy {
+    pub environment: EnvironmentId,
+    pub tenant: TenantId,
+    /// The session-metadata key that names the tenant instead.
+    pub metadata_key: Option<String>,
+}
+
 /// A named sandbox shape, and which sessions get it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     pub name: ProfileName,
+    /// Where it begins; nowhere for the built-in one.
+    pub place: Place,
     /// One of them must hold; without any, every session matches.
     pub matches: Vec<Match>,
     pub tier: Tier,
@@ -70,8 +83,9 @@ pub struct Profile {
 }
 
 /// What a session must be. All that is named must hold; at least one thing is named.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
+    pub place: Place,
     pub environment: Option<EnvironmentId>,
     pub agent: Option<AgentId>,
     pub tenant: Option<TenantId>,

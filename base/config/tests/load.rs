@@ -701,11 +701,13 @@ fn a_slip_in_a_variables_name_is_a_warning() {
     let file = "[[environment]]\nid = \"env_1\"\nkey_env = \"K\"\n[[profile]]\nname = \"p\"\n\
                 [[profile.match]]\nenvironment = \"env1\"\n";
     let config = Setup::new(file).variable("K", "key").accepted();
-    let [warning] = &config.warnings[..] else { panic!("one warning") };
-    assert!(warning.to_string().ends_with(
-        "sinew.toml:7:15: environment `env1` is not served here: did you mean `env_1`?"
+    let [rule, profile] = &config.warnings[..] else { panic!("two warnings") };
+    assert!(rule.to_string().ends_with(
+        "sinew.toml:6:1: profile `p`, match 1 never decides here: environment `env1` is not served: \
+         did you mean `env_1`?"
     ));
-    assert!(matches!(warning.place, Place::At { line: 7, column: 15, .. }));
+    assert!(matches!(rule.place, Place::At { line: 6, column: 1, .. }));
+    assert!(matches!(profile.place, Place::At { line: 4, column: 1, .. }));
 }
 
 /// Whatever an editor leaves behind is read or refused, never worse.
