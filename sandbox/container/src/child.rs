@@ -21,6 +21,9 @@ pub const PARKED_FROM: RawFd = 64;
 const OPEN_FILES_SOFT: u64 = 1024;
 const OPEN_FILES_HARD: u64 = 20_000;
 const LOCKED_BYTES: u64 = 8 << 20;
+/// Where crashes go to a program of the host's, the kernel runs it as host root whatever the limit
+/// is, but for this one.
+const CORE_BYTES: u64 = 1;
 
 /// Everything the child needs, computed before it exists.
 pub struct Plan<'a> {
@@ -137,7 +140,7 @@ fn wait_for_parent(plan: &Plan<'_>) -> Result<(), (Step, Errno)> {
 fn limit_resources() -> Result<(), Errno> {
     let open_files = sys::hard_rlimit(libc::RLIMIT_NOFILE)?.min(OPEN_FILES_HARD);
     sys::set_rlimit(libc::RLIMIT_NOFILE, OPEN_FILES_SOFT.min(open_files), open_files)?;
-    sys::set_rlimit(libc::RLIMIT_CORE, 0, 0)?;
+    sys::set_rlimit(libc::RLIMIT_CORE, CORE_BYTES, CORE_BYTES)?;
     let locked = sys::hard_rlimit(libc::RLIMIT_MEMLOCK)?.min(LOCKED_BYTES);
     sys::set_rlimit(libc::RLIMIT_MEMLOCK, locked, locked)?;
     sys::set_rlimit(libc::RLIMIT_RTPRIO, 0, 0)?;

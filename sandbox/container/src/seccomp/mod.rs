@@ -42,6 +42,9 @@ const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
 /// look-alikes, no address randomisation (debuggers), and the question which one is set.
 const PERSONALITIES: [u32; 6] = [0, 0x8, 0x2_0000, 0x2_0008, 0x4_0000, 0xFFFF_FFFF];
 
+/// A type of socket that makes any internet family the packet family.
+const SOCK_PACKET: u32 = 10;
+
 const BTRFS_AND_CLONE_MAGIC: u32 = 0x9400;
 const FICLONE: u32 = 0x4004_9409;
 const FICLONERANGE: u32 = 0x4020_940D;
@@ -69,7 +72,28 @@ fn inspected() -> Vec<(libc::c_long, Block)> {
                 .fold(Block::new().load(0), |block, value| block.when(value, ALLOW))
                 .finally(refused),
         ),
+        (
+            libc::SYS_setrlimit,
+            Block::new().load(0).when(libc::RLIMIT_CORE, errno(0)).finally(ALLOW),
+        ),
+        (
+            libc::SYS_prlimit64,
+            Block::new().load(1).branch(libc::RLIMIT_CORE, core_limit()).finally(ALLOW),
+        ),
     ]
+}
+
+/// May be read; a change is absorbed, because programs that want no dump fail if they cannot say
+/// so. The limit that the sandbox starts with keeps the host's crash handler from running; any
+/// other, zero included, would not.
+fn core_limit() -> Block {
+    let absorbed = errno(0);
+    Block::new()
+        .load(2)
+        .when_any(u32::MAX, absorbed)
+        .load_upper(2)
+        .when_any(u32::MAX, absorbed)
+        .finally(ALLOW)
 }
 
 fn ioctl() -> Block {
@@ -78,6 +102,8 @@ fn ioctl() -> Block {
         // Typing into somebody else's terminal.
         .when(libc::TIOCSTI as u32, errno(libc::EPERM))
         .when(libc::TIOCLINUX as u32, errno(libc::EPERM))
+        // Line disciplines are drivers with a history of holes, loaded on demand.
+        .when(libc::TIOCSETD as u32, errno(libc::EPERM))
         .when(FICLONE, ALLOW)
         .when(FICLONERANGE, ALLOW)
         .when(FIDEDUPERANGE, ALLOW)
@@ -103,6 +129,7 @@ fn socket() -> Block {
                     .load(1)
                     .mask(0xF)
                     .when(libc::SOCK_RAW as u32, errno(libc::EPERM))
+                    .when(SOCK_PACKET, errno(libc::EPERM))
                     .load(2),
                 |block, protocol| block.when(protocol as u32, ALLOW),
             )

@@ -54,6 +54,12 @@ impl Block {
         self
     }
 
+    /// Takes the upper half of an argument.
+    pub fn load_upper(mut self, argument: u32) -> Self {
+        self.0.push(statement(LOAD, ARGUMENTS_AT + 8 * argument + 4));
+        self
+    }
+
     pub fn mask(mut self, bits: u32) -> Self {
         self.0.push(statement(AND, bits));
         self

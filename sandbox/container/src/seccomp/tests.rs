@@ -16,6 +16,7 @@ fn answer(
         0 => number,
         4 => architecture,
         16 | 24 | 32 => arguments[(offset as usize - 16) / 8] as u32,
+        20 | 28 | 36 => (arguments[(offset as usize - 20) / 8] >> 32) as u32,
         other => panic!("load from {other}"),
     };
     let (mut accumulator, mut at) = (0_u32, 0_usize);
@@ -109,6 +110,7 @@ fn socket_families_and_protocols() {
         assert_eq!(socket(family, stream, 262), failed(libc::EPROTONOSUPPORT), "MPTCP");
         assert_eq!(socket(family, stream, 132), failed(libc::EPROTONOSUPPORT), "SCTP");
         assert_eq!(socket(family, raw | libc::SOCK_CLOEXEC, 0), failed(libc::EPERM));
+        assert_eq!(socket(family, SOCK_PACKET as i32, 0), failed(libc::EPERM));
     }
     assert_eq!(socket(libc::AF_NETLINK, raw, 0), ALLOWED);
     assert_eq!(socket(libc::AF_NETLINK, raw, 9), failed(libc::EPROTONOSUPPORT), "audit");
@@ -135,9 +137,18 @@ fn arguments_decide_where_they_must() {
     assert_eq!(of(libc::SYS_ioctl, [0, 1 << 32 | libc::TIOCSTI, 0]), refused);
     assert_eq!(of(libc::SYS_ioctl, [0, u64::from(FICLONE), 0]), ALLOWED);
     assert_eq!(of(libc::SYS_ioctl, [0, 0x9408, 0]), failed(libc::ENOTTY), "btrfs sync");
+    assert_eq!(of(libc::SYS_ioctl, [0, libc::TIOCSETD, 0]), refused);
     assert_eq!(of(libc::SYS_personality, [0xFFFF_FFFF, 0, 0]), ALLOWED);
     assert_eq!(of(libc::SYS_personality, [0x4_0000, 0, 0]), ALLOWED);
     assert_eq!(of(libc::SYS_personality, [0x0010_0000, 0, 0]), refused);
+    let (core, files) = (u64::from(libc::RLIMIT_CORE), u64::from(libc::RLIMIT_NOFILE));
+    assert_eq!(of(libc::SYS_setrlimit, [core, 1, 0]), failed(0));
+    assert_eq!(of(libc::SYS_setrlimit, [files, 1, 0]), ALLOWED);
+    assert_eq!(of(libc::SYS_prlimit64, [0, core, 0]), ALLOWED, "reading");
+    assert_eq!(of(libc::SYS_prlimit64, [0, core, 4096]), failed(0));
+    assert_eq!(of(libc::SYS_prlimit64, [0, core, 1 << 32]), failed(0), "an odd address");
+    assert_eq!(of(libc::SYS_prlimit64, [0, 1 << 32 | core, 4096]), failed(0));
+    assert_eq!(of(libc::SYS_prlimit64, [0, files, 4096]), ALLOWED);
     assert_eq!(of(libc::SYS_socketpair, [libc::AF_UNIX as u64, 1, 0]), ALLOWED);
     assert_eq!(of(libc::SYS_socketpair, [30, 1, 0]), failed(libc::EAFNOSUPPORT));
 }

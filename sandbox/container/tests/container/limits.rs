@@ -104,6 +104,11 @@ fn open_files_and_cores() {
     assert_eq!(limits, "1024\n0\n");
     let hard: u64 = sandbox.user("ulimit -Hn").ok().trim().parse().unwrap();
     assert!(hard <= 20_000, "{hard}");
+    // A lower limit would have the host's crash handler run: on the oldest kernel there is one.
+    assert_eq!(sandbox.user("ulimit -c 0; kill -SEGV $$").status, -libc::SIGSEGV);
+    assert_eq!(sandbox.user("kill -SEGV $$").status, -libc::SIGSEGV);
+    let limit = sandbox.user("ulimit -c 0; grep core /proc/self/limits | tr -s ' '").ok();
+    assert_eq!(limit.trim(), "Max core file size 1 1 bytes");
     machine.kill(&mut sandbox);
 }
 

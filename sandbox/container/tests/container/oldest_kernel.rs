@@ -41,6 +41,9 @@ fn limits_and_walls_hold_on_cgroup_v2() {
     assert!(console.contains("cgroup v2: yes"), "{console}");
     assert!(console.contains("inside: 0"), "{console}");
     assert!(!console.contains("SKIP "), "{console}");
+    // `limits::open_files_and_cores` has a guest crash.
+    assert!(console.contains("crash handler: runs for the host"), "{console}");
+    assert!(!console.contains("crash handler: ran for a guest"), "{console}");
     let result = console.lines().find(|line| line.contains("test result: ok.")).unwrap_or("");
     println!("{result}");
     assert!(!result.contains(" 0 passed"), "{console}");
@@ -125,8 +128,13 @@ cp /mnt/stand-in-agent {target}/
 cp /mnt/mkfs.btrfs /usr/sbin/
 mount --bind / {CACHE}/rootfs
 export RUST_BACKTRACE=0
+echo '|/mnt/busybox touch /run/crash-handler-ran' > /proc/sys/kernel/core_pattern
 /mnt/tests --test-threads=1 --color=never {tests}
 echo inside: $?
+test -e /run/crash-handler-ran && echo crash handler: ran for a guest
+sh -c 'kill -SEGV $$'
+until test -e /run/crash-handler-ran; do :; done
+echo crash handler: runs for the host
 /mnt/busybox poweroff -f
 "
     )

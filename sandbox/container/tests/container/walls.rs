@@ -55,6 +55,8 @@ fn forbidden_calls_fail_as_documented() {
         ("iopl", "172, 3", EPERM),
         ("personality", "135, 0x0100000", EPERM),
         ("type into a terminal", r#"16, 0, 0x5412, "x""#, EPERM),
+        ("another line discipline", r#"16, 0, 0x5423, "x" x 4"#, EPERM),
+        ("io_setup", r#"206, 1, "\0" x 8"#, ENOSYS),
         ("memfd_secret", "447, 0", ENOSYS),
         ("a call of the x32 interface", "0x40000000 + 39", ENOSYS),
         ("a call that does not exist", "9999", ENOSYS),
@@ -67,6 +69,7 @@ fn forbidden_calls_fail_as_documented() {
         ("a netfilter socket", "41, 16, 3, 12", EPROTONOSUPPORT),
         ("an MPTCP socket", "41, 2, 1, 262", EPROTONOSUPPORT),
         ("a raw socket", "41, 2, 3, 1", EPERM),
+        ("a packet socket by its old name", "41, 2, 10, 0", EPERM),
     ] {
         assert_eq!(call(&sandbox, 0, arguments), expected, "{what}, as root");
         assert_eq!(call(&sandbox, 1000, arguments), expected, "{what}, as user");
@@ -79,6 +82,8 @@ fn forbidden_calls_fail_as_documented() {
         ("a route socket", "41, 16, 3, 0"),
         ("asking for the personality", "135, 0xffffffff"),
         ("sync", "162"),
+        ("fsync, which is not carried out", "74, -1"),
+        ("fdatasync, which is not carried out", "75, -1"),
         ("a FIFO", r#"133, "/tmp/fifo" . $$, 0010600, 0"#),
         ("inotify", "294, 0"),
         ("memfd", r#"319, "x", 0"#),
