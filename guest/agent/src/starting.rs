@@ -8,6 +8,7 @@ use guest_protocol::{
     Block, CallId, CallSpec, CallState, ExecSpec, Exit, FileSpec, Malformed, Note, PtySize, RunAs,
     ShellSpec, Work as Wanted,
 };
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
 
@@ -211,9 +212,9 @@ impl Agent {
     }
 
     fn open_terminal(&self, size: PtySize) -> Result<Streams, StartError> {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let ours = rustix::pty::openpt(flags)?;
+        let ours = open_multiplexer()?;
         rustix::pty::unlockpt(&ours)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
         if !self.identity.root {
             let uid = Some(rustix::fs::Uid::from_raw(self.identity.uid));
@@ -261,6 +262,13 @@ fn open_pipes(stdin: bool) -> Result<Streams, StartError> {
     };
     let descriptors = vec![(theirs, 0), (writer.try_clone()?, 1), (writer, 2)];
     Ok((descriptors, Tap::new(nonblocking(reader)?, None), input))
+}
+
+/// Root of the sandbox can put anything in the place of `/dev/ptmx`, a file whose opening waits
+/// among it, but not in the place of what it links to.
+fn open_multiplexer() -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty())
 }
 
 pub fn set_size(terminal: &OwnedFd, size: PtySize) -> rustix::io::Result<()> {

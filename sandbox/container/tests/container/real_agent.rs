@@ -80,6 +80,9 @@ async fn the_shipped_agent_works_behind_every_wall_and_hides_from_root() {
         let said = agent.root(&format!("{attempt} 2>&1 && echo DONE; true"), None).await;
         assert!(!said.contains("DONE"), "{attempt}: {said}");
     }
+    // Nor have it open something of root's choice, which might never come back.
+    agent.root("ln -sf /nowhere /dev/ptmx", None).await;
+    assert!(agent.root("stty size", Some(size)).await.contains("30 90"));
     agent.root("kill -9 1; kill -TERM 1; kill -STOP 1; true", None).await;
     agent.0.ping().await.unwrap();
     machine.kill(&mut sandbox);
