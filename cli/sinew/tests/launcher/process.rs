@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use base_types::{CallId, Epoch, SandboxId, SessionId, TenantId, VolumeId};
+use base_types::{CallId, Epoch, ImageId, SandboxId, SessionId, TenantId, VolumeId};
 use guest_protocol::client::GuestClient;
 use guest_protocol::{CallSpec, ExecSpec, Exit, Outcome, OutputLimits, RunAs, ShellSpec, Work};
 use sandbox_api::contract::Place;
@@ -46,6 +47,18 @@ pub async fn say(guest: &GuestClient, command: &str) -> String {
     text
 }
 
+/// How often this launcher has marked the image as in use.
+fn image_locks(launcher: &Launcher, image: &ImageId) -> usize {
+    let process = PathBuf::from(format!("/proc/{}", launcher.pid()));
+    let of_image = |link: &Path| link.iter().any(|part| part == image.as_str());
+    let locks = std::fs::read_dir(process.join("fd")).unwrap().flatten().filter(|fd| {
+        let info = std::fs::read_to_string(process.join("fdinfo").join(fd.file_name()));
+        std::fs::read_link(fd.path()).is_ok_and(|link| of_image(&link))
+            && info.is_ok_and(|info| info.contains("FLOCK"))
+    });
+    locks.count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sandboxes_go_on_while_the_launcher_is_killed_and_replaced() {
     let name = "sandboxes_go_on_while_the_launcher_is_killed_and_replaced";
@@ -56,11 +69,13 @@ async fn sandboxes_go_on_while_the_launcher_is_killed_and_replaced() {
     driver.create(&other).await.unwrap();
     let guest = driver.connect(&one.sandbox, one.epoch).await.unwrap();
     say(&guest, "kept=in_the_shell").await;
+    assert_eq!(image_locks(&launcher, &one.image), 2);
 
     launcher.kill();
     assert_eq!(say(&guest, "echo $kept").await, "in_the_shell", "it does not need the launcher");
     launcher.launch();
 
+    assert_eq!(image_locks(&launcher, &one.image), 2, "held again for what runs");
     // The same client, which noticed nothing, and the end is seen by one that is not the parent.
     assert_eq!(driver.list().await.unwrap().len(), 2);
     assert_eq!(driver.create(&one).await.unwrap().restored_from, RestoredFrom::StillRunning);
@@ -71,6 +86,7 @@ async fn sandboxes_go_on_while_the_launcher_is_killed_and_replaced() {
     let ended = timeout(LONG, driver.ended(&one.sandbox, one.epoch)).await.unwrap().unwrap();
     let why = Some("agent exited".to_owned());
     assert_eq!(ended, Vitality::Stopped { epoch: one.epoch, why });
+    assert_eq!(image_locks(&launcher, &one.image), 1);
 
     // Out of memory is seen again too.
     let guest = driver.connect(&other.sandbox, other.epoch).await.unwrap();
