@@ -27,3 +27,15 @@ fn one_sandbox_does_not_use_up_what_is_counted_for_each_user() {
     machine.kill(&mut attacker);
     machine.kill(&mut neighbour);
 }
+
+/// Its cost would be paid by threads of the kernel, beyond the guest's CPU limit.
+#[test]
+fn nothing_is_compressed_on_a_guests_demand() {
+    let Some(machine) = Machine::new("compressed_on_demand") else { return };
+    let mut sandbox = machine.start();
+    let demand = r#"188, "/workspace/f", "btrfs.compression", "zstd", 4, 0"#;
+    let demand = format!("perl -e '@a = ({demand}); print syscall(shift @a, @a) < 0 ? $!+0 : 0'");
+    let refused = sandbox.user(&format!("touch /workspace/f; {demand}")).ok();
+    assert_eq!(refused, libc::EINVAL.to_string());
+    machine.kill(&mut sandbox);
+}
