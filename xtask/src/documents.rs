@@ -76,7 +76,8 @@ fn print_reference(workspace: &Workspace) -> anyhow::Result<Vec<(String, String)
     anyhow::ensure!(built.success(), "the program does not build (output above)");
     let program = workspace.metadata.target_directory.join("debug/sinew");
     let print = |page: &&str| {
-        let output = Command::new(&program).args(["reference", page]).output();
+        // The help texts show the values of variables that are set: none are.
+        let output = Command::new(&program).args(["reference", page]).env_clear().output();
         let output = output.with_context(|| format!("run {program}"))?;
         let errors = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "`sinew reference {page}`: {}", errors.trim());
