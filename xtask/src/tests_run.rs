@@ -104,7 +104,7 @@ pub fn run_tests(workspace: &Workspace, variables: &[(&str, &str)]) -> anyhow::R
     command.env("SINEW_BIN", workspace.metadata.target_directory.join("debug/sinew"));
     command.env("SINEW_IMAGES", images());
     println!("tests: {}; whole output in target/tests.log", program(nextest));
-    let mut log = Log::create(&log_path)?;
+    let mut log = Log::create(&log_path, if nextest { Runner::Nextest } else { Runner::Libtest })?;
     let good = stream(command, |line| log.line(line))?;
     let counts = log.finish();
     if !good && counts.failed == 0 {
@@ -143,9 +143,9 @@ struct Log {
 }
 
 impl Log {
-    fn create(path: &Path) -> anyhow::Result<Self> {
+    fn create(path: &Path, runner: Runner) -> anyhow::Result<Self> {
         let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-        Ok(Self { file, reader: Reader::default() })
+        Ok(Self { file, reader: Reader::new(runner) })
     }
 
     fn line(&mut self, line: &str) {
@@ -164,9 +164,17 @@ impl Log {
     }
 }
 
+/// Whose lines are read. Under nextest the output of each test holds libtest's lines as well, and
+/// counting both would count every test twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Runner {
+    Nextest,
+    Libtest,
+}
+
 /// Understands the lines of both runners.
-#[derive(Default)]
 struct Reader {
+    runner: Runner,
     passed: usize,
     failed: usize,
     skips: Vec<String>,
@@ -181,6 +189,10 @@ const STATUS_OTHER: &[&str] =
     &["SLOW", "TERMINATING", "Summary", "Starting", "Compiling", "Blocking"];
 
 impl Reader {
+    fn new(runner: Runner) -> Self {
+        Self { runner, passed: 0, failed: 0, skips: Vec::new(), in_failure: false }
+    }
+
     /// Tells whether a person should see the line now.
     fn read(&mut self, line: &str) -> bool {
         let trimmed = line.trim_start();
@@ -191,14 +203,14 @@ impl Reader {
             }
             return false;
         }
-        if trimmed.starts_with("Summary [") {
+        if self.runner == Runner::Nextest && trimmed.starts_with("Summary [") {
             self.passed += number_before(trimmed, " passed");
             for word in [" failed", " timed out", " exec failed"] {
                 self.failed += number_before(trimmed, word);
             }
             return true;
         }
-        if trimmed.starts_with("test result:") {
+        if self.runner == Runner::Libtest && trimmed.starts_with("test result:") {
             self.passed += number_before(trimmed, " passed");
             self.failed += number_before(trimmed, " failed");
             return true;
@@ -212,7 +224,9 @@ impl Reader {
             self.in_failure = true;
             return true;
         }
-        let libtest = trimmed.starts_with("test ") && trimmed.contains(" ... ");
+        let libtest = self.runner == Runner::Libtest
+            && trimmed.starts_with("test ")
+            && trimmed.contains(" ... ");
         libtest
             || self.in_failure
             || STATUS_OTHER.contains(&first)
@@ -236,8 +250,8 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn counts_of(lines: &[&str]) -> Counts {
-        let mut reader = Reader::default();
+    fn counts_of(runner: Runner, lines: &[&str]) -> Counts {
+        let mut reader = Reader::new(runner);
         for line in lines {
             reader.read(line);
         }
@@ -246,27 +260,34 @@ mod tests {
 
     #[test]
     fn both_runners_are_counted_and_skips_are_no_passes() {
-        let nextest = counts_of(&[
-            "        PASS [   0.005s] ( 1/16) x tests::a",
-            "  stderr ───",
-            "    SKIP needs_kvm: no /dev/kvm",
-            "    SKIP needs_kvm: no /dev/kvm",
-            "     Summary [   7.521s] 16 tests run: 13 passed (1 slow), 2 failed, 1 timed out, 0 skipped",
-        ]);
+        let nextest = counts_of(
+            Runner::Nextest,
+            &[
+                "    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 15 filtered out",
+                "        PASS [   0.005s] ( 1/16) x tests::a",
+                "  stderr ───",
+                "    SKIP needs_kvm: no /dev/kvm",
+                "    SKIP needs_kvm: no /dev/kvm",
+                "     Summary [   7.521s] 16 tests run: 13 passed (1 slow), 2 failed, 1 timed out, 0 skipped",
+            ],
+        );
         assert_eq!(nextest, Counts { passed: 12, failed: 3, skipped: 1 });
-        let libtest = counts_of(&[
-            "test tests::a ... ok",
-            "SKIP needs_root: not root",
-            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
-            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
-        ]);
+        let libtest = counts_of(
+            Runner::Libtest,
+            &[
+                "test tests::a ... ok",
+                "SKIP needs_root: not root",
+                "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+                "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+            ],
+        );
         assert_eq!(libtest, Counts { passed: 3, failed: 2, skipped: 1 });
         assert_eq!(libtest.to_string(), "3 passed, 2 failed, 1 skipped");
     }
 
     #[test]
     fn the_output_of_a_failure_is_shown_and_of_a_pass_is_not() {
-        let mut reader = Reader::default();
+        let mut reader = Reader::new(Runner::Nextest);
         assert!(reader.read("        FAIL [   0.1s] x a"));
         assert!(reader.read("    left: 1"));
         assert!(reader.read("        PASS [   0.1s] x b"));
