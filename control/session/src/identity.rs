@@ -55,11 +55,7 @@ pub fn identify(
     tenancy: &Tenancy,
     profiles: &dyn Profiles,
 ) -> Result<Identity, IdentityError> {
-    let named = tenancy.metadata_key.as_ref().and_then(|key| info.metadata.get(key));
-    let tenant = match named {
-        Some(name) if !name.is_empty() => TenantId::from(name.as_str()),
-        _ => tenancy.tenant.clone(),
-    };
+    let tenant = tenancy.tenant_of(&info.metadata);
     let (profile, chosen_by) = match known {
         Some(known) if known.tenant != tenant => {
             let known = known.tenant.clone();

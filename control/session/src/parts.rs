@@ -42,6 +42,17 @@ pub struct Tenancy {
     pub metadata_key: Option<String>,
 }
 
+impl Tenancy {
+    /// The tenant of a session with that metadata.
+    pub fn tenant_of(&self, metadata: &BTreeMap<String, String>) -> TenantId {
+        let named = self.metadata_key.as_ref().and_then(|key| metadata.get(key));
+        match named {
+            Some(name) if !name.is_empty() => TenantId::from(name.as_str()),
+            _ => self.tenant.clone(),
+        }
+    }
+}
+
 /// Profile rules, and what they choose.
 pub trait Profiles: Send + Sync + 'static {
     /// The profile of a new session.
