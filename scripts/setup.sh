@@ -15,8 +15,9 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # volume pool's file system, and the jail's tools.
 demo=(ca-certificates gcc g++ libc6-dev make pkg-config mmdebstrap btrfs-progs util-linux mount)
 # The venv of the official SDK, the virtual machine of the cgroup v2 tests and what packs its
-# initial file system, and peers that tests compare with.
-tests=(python3 python3-venv qemu-system-x86 cpio xz-utils dpkg-dev git procps iproute2)
+# initial file system, peers that tests compare with, and the readers of what we generate: shells
+# for the completions, groff for the manual pages.
+tests=(python3 python3-venv qemu-system-x86 cpio xz-utils dpkg-dev git procps iproute2 zsh fish groff-base)
 # Other runtimes, for a measurement beside ours.
 bench=(runc)
 

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use base_types::{HumanDuration, SessionId};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use base_types::{AgentId, EnvironmentId, HumanDuration, SessionId, TenantId};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// The hands for AI agents: runs the tool calls of agent sessions in sandboxes of your own.
 #[derive(Debug, Parser)]
@@ -31,10 +31,15 @@ pub enum Command {
     /// Look at sessions and stop them
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Check the profiles, and say why a session gets which one
+    #[command(subcommand)]
+    Profile(ProfileCommand),
     /// Run a program in a session's sandbox
     Exec(ExecArgs),
     /// Measure this machine against our goals
     Bench(BenchArgs),
+    /// Print what makes a shell complete the commands of sinew
+    Completions(CompletionsArgs),
     /// Run the privileged launcher (`serve` starts it where nobody else does)
     #[command(hide = true)]
     Launcher(crate::cmd::launcher::LauncherArgs),
@@ -246,6 +251,70 @@ impl std::str::FromStr for Since {
     }
 }
 
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    /// Check the configuration, its rules and its images; needs no running serve and no key
+    Check(ProfileCheckArgs),
+    /// Say which profile a session gets, and of every rule why it holds or not
+    Explain(ProfileExplainArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ProfileCheckArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    #[arg(long, value_name = "FILE", env = "SINEW_CONFIG", help = "The configuration file")]
+    pub config: Option<PathBuf>,
+    /// End with code 1 for a warning too, as for a rule that never decides
+    #[arg(long)]
+    pub strict: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ProfileExplainArgs {
+    /// A session of the running serve; or describe one with the flags
+    #[arg(
+        required_unless_present_any = ["agent", "meta", "environment", "tenant"],
+        conflicts_with_all = ["agent", "meta", "environment", "tenant"]
+    )]
+    pub session: Option<SessionId>,
+    /// The agent's id
+    #[arg(long, value_name = "ID")]
+    pub agent: Option<AgentId>,
+    /// Metadata of the session; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_value)]
+    pub meta: Vec<(String, String)>,
+    /// The environment's id [default: the only one of the configuration]
+    #[arg(long, value_name = "ID")]
+    pub environment: Option<EnvironmentId>,
+    /// The tenant [default: what the environment and the metadata say]
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<TenantId>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[arg(long, value_name = "FILE", env = "SINEW_CONFIG", help = "The configuration file")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     pub session: SessionId,
@@ -309,6 +378,9 @@ pub struct TeardownArgs {
 pub struct ReferenceArgs {
     #[arg(value_enum)]
     pub page: ReferencePage,
+    /// Where the manual pages go; it is made if it is not there
+    #[arg(long, value_name = "DIR", required_if_eq("page", "man"))]
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -321,4 +393,23 @@ pub enum ReferencePage {
     Api,
     /// docs/user/errors.md
     Errors,
+    /// One manual page for each command
+    Man,
+}
+
+/// The command line without what is hidden: for everything that is generated from it.
+pub fn visible_command() -> clap::Command {
+    let whole = Cli::command();
+    let subcommands: Vec<clap::Command> =
+        whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
+    let mut visible = clap::Command::new("sinew")
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .subcommand_required(true)
+        .max_term_width(100)
+        .about(whole.get_about().cloned().unwrap_or_default())
+        .after_help(whole.get_after_help().cloned().unwrap_or_default())
+        .subcommands(subcommands);
+    visible.build();
+    visible
 }

@@ -2,11 +2,14 @@
 
 pub mod bench;
 pub mod brain;
+pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod exec;
 pub mod image;
 pub mod launcher;
+pub mod manual;
+pub mod profile;
 pub mod reference;
 pub mod serve;
 pub mod session;
@@ -25,8 +28,10 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Doctor(args) => doctor::run(args),
         Command::Image(command) => image::run(command),
         Command::Session(command) => session::run(command),
+        Command::Profile(command) => profile::run(command),
         Command::Exec(args) => exec::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => completions::run(args),
         Command::Launcher(args) => launcher::run(args).map(|()| Exit::Ok),
         Command::Teardown(args) => teardown::run(args),
         Command::Reference(args) => reference::run(args),

@@ -1,15 +1,16 @@
 //! `sinew reference PAGE`: pages of docs/user that are made from the code, so that they cannot be
 //! wrong about it. CI compares them with what is committed.
 
-use clap::CommandFactory;
 use control_server::api::{FaultCode, ROUTES};
 
-use crate::args::{Cli, ReferenceArgs, ReferencePage};
+use crate::args::{ReferenceArgs, ReferencePage, visible_command};
+use crate::cmd::manual;
 use crate::exit::{CODES, Exit};
 use crate::output;
 
 pub fn run(args: ReferenceArgs) -> anyhow::Result<Exit> {
     let page = match args.page {
+        ReferencePage::Man => return manual::run(args.dir),
         ReferencePage::Config => base_config::reference(),
         ReferencePage::Cli => cli_page(),
         ReferencePage::Api => api_page(),
@@ -20,17 +21,14 @@ pub fn run(args: ReferenceArgs) -> anyhow::Result<Exit> {
 }
 
 fn cli_page() -> String {
-    let mut command = Cli::command();
-    command.build();
+    let command = visible_command();
     let mut page = String::from(
         "# The command line\n\nMade by `sinew reference cli`.\n\n\
          Sizes are written like `512MiB`, durations like `90s`, `10min` or `7d`. Where a command \
          takes `--json`, its keys are stable. Log lines go to stderr; the variable `SINEW_LOG` \
          says which (`info`, `debug`, `brain_http=trace`).\n",
     );
-    for sub in
-        command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
-    {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         section(&mut page, sub.clone(), "sinew");
     }
     page.push_str("\n## Exit codes\n\n| code | meaning |\n|---|---|\n");

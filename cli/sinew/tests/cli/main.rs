@@ -5,8 +5,21 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const COMMANDS: [&str; 8] =
-    ["serve", "brain", "demo", "doctor", "image", "session", "exec", "bench"];
+mod generated;
+mod profiles;
+
+const COMMANDS: [&str; 10] = [
+    "serve",
+    "brain",
+    "demo",
+    "doctor",
+    "image",
+    "session",
+    "profile",
+    "exec",
+    "bench",
+    "completions",
+];
 
 fn sinew(data: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sinew"));
@@ -51,6 +64,11 @@ fn a_wrong_command_line_ends_with_2_and_does_nothing() {
         &["session", "ls", "--limit", "many"],
         &["session", "log", "s", "--since", "yesterday"],
         &["exec", "s"],
+        &["profile", "explain"],
+        &["profile", "explain", "s", "--agent", "a"],
+        &["profile", "explain", "--meta", "novalue"],
+        &["completions", "tcsh"],
+        &["reference", "man"],
         &["exec", "s", "--env", "NOVALUE", "--", "true"],
         &["bench", "no-such-bench"],
         &["bench", "exec", "--runs", "3"],
@@ -73,6 +91,7 @@ fn what_needs_serve_says_how_to_start_it() {
         &["session", "stop", "s"],
         &["session", "log", "s"],
         &["session", "log", "-f", "s"],
+        &["profile", "explain", "s"],
     ] {
         let output = sinew(dir.path(), args);
         assert_eq!(output.status.code(), Some(4), "{args:?}");
