@@ -4,6 +4,7 @@
 
 mod crash;
 mod developer;
+mod explained;
 mod official_client;
 mod operator;
 mod refused;
