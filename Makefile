@@ -28,7 +28,7 @@ demo:
 	@$(DEMO_BIN) demo --images "$(SINEW_IMAGES)"
 
 test:
-	@echo 'test: packages, Python environment, image, then `cargo xtask ci`; about 30 min from clean'
+	@echo 'test: packages, Python environment, image, then `cargo xtask ci`; about 25 min from clean'
 	@scripts/setup.sh test
 	@scripts/python-venv.sh
 	@cargo xtask ci
