@@ -96,7 +96,9 @@ pub fn run_tests(workspace: &Workspace, variables: &[(&str, &str)]) -> anyhow::R
         command
     } else {
         let mut command = cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]);
-        command.args(["--", "--show-output"]);
+        // One process runs a whole file of tests here: side by side, what one test has open would
+        // look like a leak of another.
+        command.args(["--", "--show-output", "--test-threads=1"]);
         command
     };
     command.current_dir(&workspace.root).stdin(Stdio::null()).envs(variables.iter().copied());
