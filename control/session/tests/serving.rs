@@ -304,6 +304,40 @@ async fn a_session_that_ends_while_its_sandbox_is_made_leaves_nothing() {
     drop(server);
 }
 
+/// A sandbox that comes up while its item is being ended is not lost sight of: it is stopped.
+#[tokio::test]
+async fn a_sandbox_that_comes_up_during_an_end_is_stopped_with_it() {
+    let world = World::new().await;
+    world.driver.hold.store(true, Ordering::SeqCst);
+    world.brain.with(|state| {
+        state.send_answers = (0..50).map(|_| (transient(), false)).collect();
+    });
+    world.brain.offer("work_1");
+    let server = world.serve();
+    // Answered without a sandbox, and undelivered: the end waits for its delivery.
+    let mut wrong = bash("t1", "");
+    if let EventKind::ToolUse(call) = &mut wrong.kind {
+        call.input = serde_json::json!(1);
+    }
+    world.brain.emit(wrong);
+    world.logged("send", 1).await;
+    wait_for("a creation", async || match world.driver.created.lock().unwrap().len() {
+        0 => Err("none".into()),
+        _ => Ok(()),
+    })
+    .await;
+    let handle = server.handle.clone();
+    let stop =
+        tokio::spawn(async move { handle.stop_session(&SessionId::from(SESSION), false).await });
+    world.logged("send", 2).await;
+    world.driver.hold.store(false, Ordering::SeqCst);
+    let stopped = tokio::time::timeout(Duration::from_secs(40), stop).await;
+    stopped.expect("the stop does not wait for news that has come").unwrap().unwrap();
+    assert!(world.driver.agent().unwrap().is_dead());
+    assert_eq!(world.session().await.sandbox.unwrap().state, SandboxState::Stopped);
+    drop(server);
+}
+
 #[tokio::test]
 async fn a_terminated_session_runs_nothing_and_its_files_go() {
     let world = World::new().await;

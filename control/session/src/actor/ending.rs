@@ -130,6 +130,10 @@ impl Actor {
     /// Ends the item that is served, by the terms of `end`. Afterwards none is.
     pub(super) async fn end_item(&mut self, end: End) {
         let Some(serving) = &mut self.serving else { return };
+        // The first end counts: what fails while it is carried out does not begin another.
+        if std::mem::replace(&mut serving.ending, true) {
+            return;
+        }
         let terms = end.terms(serving.is_quiet());
         tracing::info!(session = %self.session, work = %serving.work, reason = %end.reason(),
             "the work item ends");
@@ -150,6 +154,9 @@ impl Actor {
         if terms.post {
             let until = Instant::now() + POST_WAIT;
             self.listen_until(until, |serving| serving.undelivered.is_empty()).await;
+        }
+        if self.superseded {
+            return self.abandon();
         }
         let Some(serving) = self.serving.take() else { return };
         // The last beat must not follow the stop.
@@ -186,6 +193,22 @@ impl Actor {
         }
     }
 
+    /// What an end still takes in: deliveries, and news of the sandbox, which come once. Events of the
+    /// item are let pass; the next item's history has them.
+    async fn while_ending(&mut self, message: Message) {
+        match message {
+            Message::Inside(Inside::Sent { call, end }) => self.on_sent(call, end).await,
+            Message::Inside(Inside::Prepared(prepared)) => {
+                Box::pin(self.on_prepared(prepared)).await;
+            }
+            Message::Inside(Inside::SandboxEnded { epoch, why }) => {
+                self.on_sandbox_ended(epoch, why);
+            }
+            Message::Inside(_) => {}
+            Message::Outside(outside) => self.defer(outside),
+        }
+    }
+
     /// Waits for a preparation that is under way: what it makes must not outlive a stop.
     pub(super) async fn settle_preparation(&mut self) {
         let until = Instant::now() + PREPARE_WAIT;
@@ -193,14 +216,7 @@ impl Actor {
             let Ok(Some(message)) = tokio::time::timeout_at(until, self.inbox.recv()).await else {
                 return;
             };
-            match message {
-                Message::Inside(Inside::Prepared(prepared)) => {
-                    Box::pin(self.on_prepared(prepared)).await;
-                }
-                Message::Inside(Inside::Sent { call, end }) => self.on_sent(call, end).await,
-                Message::Inside(_) => {}
-                Message::Outside(outside) => self.defer(outside),
-            }
+            self.while_ending(message).await;
         }
     }
 
@@ -268,9 +284,7 @@ impl Actor {
             let message = tokio::time::timeout_at(until, self.inbox.recv()).await.ok()??;
             match message {
                 Message::Inside(Inside::CallDone { outcome, .. }) => return Some(outcome),
-                Message::Inside(Inside::Sent { call, end }) => self.on_sent(call, end).await,
-                Message::Inside(_) => {}
-                Message::Outside(outside) => self.defer(outside),
+                message => self.while_ending(message).await,
             }
         }
     }
@@ -293,9 +307,7 @@ impl Actor {
                         serving.queue.clear();
                     }
                 }
-                Message::Inside(Inside::Sent { call, end }) => self.on_sent(call, end).await,
-                Message::Inside(_) => {}
-                Message::Outside(outside) => self.defer(outside),
+                message => self.while_ending(message).await,
             }
         }
     }

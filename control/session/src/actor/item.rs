@@ -198,6 +198,7 @@ impl Actor {
             caught_up: false,
             idle_until: None,
             trouble: None,
+            ending: false,
             _permit: claimed.permit,
         });
     }

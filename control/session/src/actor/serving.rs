@@ -36,6 +36,8 @@ pub struct Serving {
     pub idle_until: Option<Instant>,
     /// The last trouble with the brain that was noted, so that each is noted once.
     pub trouble: Option<String>,
+    /// The item's end is being carried out.
+    pub ending: bool,
     pub _permit: OwnedSemaphorePermit,
 }
 
