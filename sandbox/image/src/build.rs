@@ -125,12 +125,15 @@ impl ImageStore {
             format: MANIFEST_FORMAT,
             id: id_of(&digest.hex),
             name: recipe.name.clone(),
+            aliases: Vec::new(),
             recipe: recipe.fingerprint(),
             checksum: format!("blake3:{}", digest.hex),
             size_bytes: digest.size_bytes,
             entries: digest.entries,
             built_at: SystemClock.now(),
             packages: packages(&rootfs),
+            source: None,
+            config: None,
         };
         let path = staging.dir.join(MANIFEST_FILE);
         let write = |source| BuildImageError::Write { path: path.clone(), source };

@@ -19,6 +19,7 @@
 
 mod bootstrap;
 mod build;
+mod config;
 mod manifest;
 mod progress;
 mod recipe;
@@ -28,7 +29,8 @@ mod store;
 mod tree;
 
 pub use build::{BuildImageError, BuildOptions};
-pub use manifest::{Image, Manifest, Package};
+pub use config::{ImageConfig, ImageSource, LeftOut, ResolvedUser, SourceKind};
+pub use manifest::{Alias, IMPORTED, Image, Manifest, Package};
 pub use progress::{Progress, Stage};
 pub use recipe::{AGENT_GID, AGENT_UID, DEFAULT_IMAGE, MINIMAL_IMAGE, Recipe};
 pub use store::{

@@ -5,8 +5,12 @@ use std::path::{Path, PathBuf};
 use base_types::{ImageId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// The only format this program writes; a later one is refused by name, not misread.
-pub(crate) const MANIFEST_FORMAT: u32 = 1;
+use crate::config::{ImageConfig, ImageSource};
+
+/// The format this program writes; a later one is refused by name, not misread.
+pub(crate) const MANIFEST_FORMAT: u32 = 2;
+/// Before images could be imported: without source, configuration and aliases.
+pub(crate) const MANIFEST_FORMAT_OLDEST: u32 = 1;
 pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 pub(crate) const ROOTFS_DIR: &str = "rootfs";
 /// An image of a distribution has some hundred packages: a larger manifest is not one of ours.
@@ -17,7 +21,10 @@ pub struct Manifest {
     pub format: u32,
     pub id: ImageId,
     pub name: String,
-    /// The fingerprint of the [`crate::Recipe`] it was built from.
+    /// Other names that it was imported under since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Alias>,
+    /// The fingerprint of the [`crate::Recipe`] it was built from; [`IMPORTED`] for an import.
     pub recipe: String,
     /// `blake3:` and the digest of paths, kinds, modes, owners, contents, links and attributes.
     pub checksum: String,
@@ -25,12 +32,37 @@ pub struct Manifest {
     pub entries: u64,
     pub built_at: Timestamp,
     pub packages: Vec<Package>,
+    /// What it was imported from; `None` for an image that was built here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<ImageSource>,
+    /// How its maker wants its programs to run; `None` where nobody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ImageConfig>,
+}
+
+/// The recipe of an image that was not built.
+pub const IMPORTED: &str = "import";
+
+/// A further name of an image, valid from a time on: the newest holder of a name has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    pub name: String,
+    pub since: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Package {
     pub name: String,
     pub version: String,
+}
+
+impl Manifest {
+    /// Since when the image has this name, if it has.
+    pub fn named_since(&self, name: &str) -> Option<Timestamp> {
+        let first = (self.name == name).then_some(self.built_at);
+        let later = self.aliases.iter().filter(|alias| alias.name == name).map(|a| a.since);
+        later.chain(first).max()
+    }
 }
 
 /// An image that is complete and in the cache.

@@ -11,7 +11,8 @@ use base_types::ImageId;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::manifest::{
-    Image, MANIFEST_BYTES_MAX, MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ROOTFS_DIR, is_image_id,
+    Image, MANIFEST_BYTES_MAX, MANIFEST_FILE, MANIFEST_FORMAT, MANIFEST_FORMAT_OLDEST, Manifest,
+    ROOTFS_DIR, is_image_id,
 };
 use crate::removal::remove_tree;
 use crate::tree::{TreeDigest, TreeError};
@@ -147,7 +148,9 @@ impl ImageStore {
                 }
             };
         }
-        self.list()?.into_iter().find(|image| image.manifest.name == name_or_id).ok_or_else(missing)
+        let named = |image: Image| Some((image.manifest.named_since(name_or_id)?, image));
+        let newest = self.list()?.into_iter().filter_map(named).max_by_key(|(since, _)| *since);
+        newest.map(|(_, image)| image).ok_or_else(missing)
     }
 
     /// Tells other users of this cache that the image must stay.
@@ -242,7 +245,7 @@ fn read_manifest(path: &Path, id: &str) -> io::Result<Manifest> {
         return Err(invalid(format!("larger than {MANIFEST_BYTES_MAX} bytes")));
     }
     let manifest: Manifest = serde_json::from_str(&text)?;
-    if manifest.format != MANIFEST_FORMAT {
+    if !(MANIFEST_FORMAT_OLDEST..=MANIFEST_FORMAT).contains(&manifest.format) {
         return Err(invalid(format!("format {} is not known", manifest.format)));
     }
     if manifest.id.as_str() != id {
