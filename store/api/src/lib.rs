@@ -14,8 +14,11 @@ mod call;
 mod change;
 pub mod contract;
 mod log;
+mod node;
 mod session;
 mod work;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
@@ -23,6 +26,7 @@ use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, Wo
 pub use call::{CallEnd, CallRecord, CallState, NewCall, StartedAt};
 pub use change::{Change, LOG_INPUT_CHARS_MAX};
 pub use log::{LogEntry, LogEvent};
+pub use node::Owner;
 pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord, Untold};
 pub use work::{NewWork, Sealed, WorkEnd, WorkPhase, WorkRecord};
 
@@ -38,11 +42,14 @@ pub trait Store: Send + Sync + 'static {
     /// Records that a work item is about to be acknowledged, before it is. Idempotent per work
     /// id: an item offered again replaces its token and starts over at [`WorkPhase::Claiming`].
     /// Creates the session's row if it is new; refuses a session known under another environment,
-    /// and an item known under another session.
+    /// an item known under another session, and a session that is [held
+    /// elsewhere](StoreError::OwnedElsewhere). Open items that nodes which are gone had of the
+    /// session end: nobody will.
     async fn claim_work(&self, work: &NewWork) -> Result<(), StoreError>;
 
     /// Makes `node` the owner of the session under a new generation. Whoever held the generation
-    /// before cannot write any more.
+    /// before cannot write any more. Refused while the session is [held
+    /// elsewhere](StoreError::OwnedElsewhere).
     async fn take_session(
         &self,
         session: &SessionId,
@@ -56,6 +63,16 @@ pub trait Store: Send + Sync + 'static {
         generation: Generation,
         changes: &[Change],
     ) -> Result<(), StoreError>;
+
+    /// This node is alive for `ttl` from now, by the store's clock, unless it says so again.
+    async fn renew_node(&self, node: &NodeId, ttl: Duration) -> Result<(), StoreError>;
+
+    /// Says that the node ended in order: it counts as gone at once.
+    async fn retire_node(&self, node: &NodeId) -> Result<(), StoreError>;
+
+    /// Who owns the session, and whether that node counts as alive now. `None`: nobody ever took
+    /// it, or it is not known.
+    async fn owner(&self, session: &SessionId) -> Result<Option<Owner>, StoreError>;
 
     async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError>;
 
@@ -131,6 +148,11 @@ pub enum StoreError {
     NotOwner { session: SessionId, generation: Generation },
     #[error("no session {0}")]
     NoSuchSession(SessionId),
+    /// Another node that is alive holds the session: it has an open work item of it, or owns it
+    /// with a sandbox that is not [`SandboxState::Gone`]. A node that has never said that it is
+    /// alive counts as gone.
+    #[error("session {session} is held by node {node}, which is alive")]
+    OwnedElsewhere { session: SessionId, node: NodeId },
     #[error("session {session} belongs to environment {known}, not {offered}")]
     WrongEnvironment {
         session: SessionId,

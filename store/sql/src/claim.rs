@@ -1,11 +1,12 @@
 //! Work items before they are acknowledged, and the ownership of sessions.
 
 use base_types::{Generation, NodeId, SessionId};
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::{Row, SqliteConnection};
 use store_api::{NewWork, Sealed, StoreError};
 
 use crate::dialect::now_ms;
 use crate::failed;
+use crate::nodes::not_held_elsewhere;
 
 /// The session's row is made or touched, and says which environment it is of.
 const TOUCH_SESSION: &str = concat!(
@@ -29,6 +30,17 @@ const CLAIM: &str = concat!(
      phase = 'claiming', last_beat = NULL, last_beat_at = NULL, ttl_ms = NULL, \
      beat_open = FALSE, ended_at = NULL, ended_why = NULL, claimed_at = excluded.claimed_at \
      WHERE work.session = excluded.session"
+);
+
+/// Locks the session's row without changing it.
+const LOCK_SESSION: &str = "UPDATE sessions SET owner = owner WHERE id = $1 RETURNING id";
+
+/// The open items that other nodes have of the session: they are gone, or this would not be asked.
+const END_ORPHANS: &str = concat!(
+    "UPDATE work SET phase = 'ended', ended_at = ",
+    now_ms!(),
+    ", ended_why = 'lease_lost', token = NULL \
+     WHERE session = $1 AND node <> $2 AND phase <> 'ended'"
 );
 
 const TAKE: &str = concat!(
@@ -55,36 +67,51 @@ pub(crate) async fn claim_work(
             offered: work.environment.clone(),
         });
     }
+    not_held_elsewhere(connection, &work.session, &work.node, "claim work").await?;
     let claimed = sqlx::query(CLAIM)
         .bind(work.id.as_str())
         .bind(work.environment.as_str())
         .bind(work.session.as_str())
         .bind(work.node.as_str())
         .bind(work.token.as_ref().map(|Sealed(bytes)| bytes.as_slice()))
+        .execute(&mut *connection)
+        .await
+        .map_err(failed("claim work"))?;
+    if claimed.rows_affected() == 0 {
+        return Err(StoreError::Refused {
+            change: "claim work",
+            why: format!("work item {} belongs to another session", work.id),
+        });
+    }
+    sqlx::query(END_ORPHANS)
+        .bind(work.session.as_str())
+        .bind(work.node.as_str())
         .execute(connection)
         .await
         .map_err(failed("claim work"))?;
-    match claimed.rows_affected() {
-        0 => Err(StoreError::Refused {
-            change: "claim work",
-            why: format!("work item {} belongs to another session", work.id),
-        }),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 pub(crate) async fn take_session(
-    writer: &SqlitePool,
+    connection: &mut SqliteConnection,
     session: &SessionId,
     node: &NodeId,
 ) -> Result<Generation, StoreError> {
+    // Locked first and looked at in a statement of its own, which sees all that was written before
+    // the lock was had; one statement for both would look with the eyes of before it waited.
+    sqlx::query(LOCK_SESSION)
+        .bind(session.as_str())
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(failed("take session"))?
+        .ok_or_else(|| StoreError::NoSuchSession(session.clone()))?;
+    not_held_elsewhere(connection, session, node, "take session").await?;
     let row = sqlx::query(TAKE)
         .bind(session.as_str())
         .bind(node.as_str())
-        .fetch_optional(writer)
+        .fetch_one(connection)
         .await
         .map_err(failed("take session"))?;
-    let row = row.ok_or_else(|| StoreError::NoSuchSession(session.clone()))?;
     let generation: i64 = row.try_get("generation").map_err(failed("take session"))?;
     Ok(Generation(generation.unsigned_abs()))
 }

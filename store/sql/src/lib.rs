@@ -11,6 +11,7 @@ mod apply;
 mod calls;
 mod claim;
 mod dialect;
+mod nodes;
 mod open;
 mod prune;
 mod read;
@@ -18,11 +19,13 @@ mod rows;
 mod sessions;
 mod work;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use store_api::{
-    CallRecord, Change, LogEntry, NewWork, SessionFilter, SessionRecord, Store, StoreError,
+    CallRecord, Change, LogEntry, NewWork, Owner, SessionFilter, SessionRecord, Store, StoreError,
     WorkRecord,
 };
 
@@ -57,7 +60,21 @@ impl Store for SqlStore {
         session: &SessionId,
         node: &NodeId,
     ) -> Result<Generation, StoreError> {
-        claim::take_session(&self.writer, session, node).await
+        let mut transaction = self.writer.begin().await.map_err(failed("take session"))?;
+        let taken = claim::take_session(&mut transaction, session, node).await;
+        finish(transaction, taken, "take session").await
+    }
+
+    async fn renew_node(&self, node: &NodeId, ttl: Duration) -> Result<(), StoreError> {
+        nodes::renew(&self.writer, node, ttl).await
+    }
+
+    async fn retire_node(&self, node: &NodeId) -> Result<(), StoreError> {
+        nodes::retire(&self.writer, node).await
+    }
+
+    async fn owner(&self, session: &SessionId) -> Result<Option<Owner>, StoreError> {
+        nodes::owner(&self.readers, session).await
     }
 
     async fn apply(
@@ -140,13 +157,13 @@ impl Store for SqlStore {
 }
 
 /// Commits what went well and takes back what did not.
-async fn finish(
+async fn finish<T>(
     transaction: Transaction<'_, Sqlite>,
-    done: Result<(), StoreError>,
+    done: Result<T, StoreError>,
     action: &'static str,
-) -> Result<(), StoreError> {
+) -> Result<T, StoreError> {
     match done {
-        Ok(()) => transaction.commit().await.map_err(failed(action)),
+        Ok(value) => transaction.commit().await.map(|()| value).map_err(failed(action)),
         Err(error) => {
             // One that fails leaves its mark on the connection, which is then not used again.
             let _ = transaction.rollback().await;

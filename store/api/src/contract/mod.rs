@@ -8,6 +8,7 @@ mod calls;
 mod concurrency;
 mod fixture;
 mod log;
+mod nodes;
 mod prune;
 mod sessions;
 mod sizes;
@@ -22,6 +23,7 @@ use crate::Store;
 pub use calls::*;
 pub use concurrency::*;
 pub use log::*;
+pub use nodes::*;
 pub use prune::*;
 pub use sessions::*;
 pub use sizes::*;
@@ -68,6 +70,11 @@ macro_rules! store_contract {
             the_log_tells_what_happened_in_order,
             the_log_is_read_in_pages,
             the_log_bounds_inputs,
+            a_living_node_keeps_its_sessions,
+            a_node_that_is_gone_lets_go,
+            a_node_without_a_place_lets_go,
+            racing_nodes_leave_one_holder,
+            items_of_a_node_that_is_gone_end,
             pruning_forgets_ended_sessions,
             pruning_keeps_what_is_unfinished,
             pruning_shortens_the_log_of_live_sessions,
@@ -117,6 +124,7 @@ mod tests {
             include_str!("calls.rs"),
             include_str!("concurrency.rs"),
             include_str!("log.rs"),
+            include_str!("nodes.rs"),
             include_str!("prune.rs"),
             include_str!("sessions.rs"),
             include_str!("sizes.rs"),
