@@ -17,6 +17,10 @@ pub const WANTS_IDS: u8 = 0xFF;
 /// The parent hands over descriptors with numbers from here on, above every final number.
 pub const PARKED_FROM: RawFd = 64;
 
+/// Guests go first when the machine is short of memory: the reference machine does not let us
+/// lower anyone's score, so theirs are raised.
+const OOM_SCORE_ADJ: &[u8] = b"500";
+
 /// More would be a leak; what a program asks for is bounded by pids and memory anyway.
 const OPEN_FILES_SOFT: u64 = 1024;
 const OPEN_FILES_HARD: u64 = 20_000;
@@ -28,6 +32,8 @@ const CORE_BYTES: u64 = 1;
 /// Everything the child needs, computed before it exists.
 pub struct Plan<'a> {
     pub control: BorrowedFd<'a>,
+    /// Written to before anything else is done.
+    pub groups: &'a [OwnedFd],
     pub network: BorrowedFd<'a>,
     pub image: BorrowedFd<'a>,
     pub volume: BorrowedFd<'a>,
@@ -82,9 +88,9 @@ pub fn run(plan: &Plan<'_>) -> ! {
 /// Returns only the failure of exec.
 fn become_agent(plan: &Plan<'_>) -> Result<Errno, (Step, Errno)> {
     sys::reset_signals();
+    enter_groups(plan).map_err(|e| (Step::Cgroups, e))?;
     close_strangers(plan).map_err(|e| (Step::Descriptors, e))?;
-    // The parent has put this process into its cgroups when it answers.
-    wait_for_parent(plan)?;
+    raise_oom_score().map_err(|e| (Step::OomScore, e))?;
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::empty());
     sys::enter_network(plan.network).map_err(|e| (Step::EnterNetwork, e))?;
@@ -110,6 +116,17 @@ fn become_agent(plan: &Plan<'_>) -> Result<Errno, (Step, Errno)> {
     rustix::thread::set_no_new_privs(true).map_err(|e| (Step::NoNewPrivileges, e))?;
     sys::load_seccomp(plan.filter).map_err(|e| (Step::Seccomp, e))?;
     Ok(sys::exec(plan.agent.as_raw_fd(), &plan.argv.addresses, &plan.envp.addresses))
+}
+
+/// So that whatever is done from here on is accounted, and ends with the group.
+fn enter_groups(plan: &Plan<'_>) -> Result<(), Errno> {
+    plan.groups.iter().try_for_each(|group| rustix::io::write(group, b"0").map(drop))
+}
+
+fn raise_oom_score() -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let score = rustix::fs::openat(CWD, c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+    rustix::io::write(&score, OOM_SCORE_ADJ).map(drop)
 }
 
 /// Closes what the plan does not name: this is a copy of the launcher, lock of the installation,

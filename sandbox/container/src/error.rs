@@ -102,6 +102,8 @@ macro_rules! steps {
 
 steps! {
     Control = "talk to the launcher",
+    Cgroups = "enter the cgroups",
+    OomScore = "raise the oom score",
     EnterNetwork = "enter the network namespace",
     CgroupNamespace = "make the cgroup namespace",
     PrivateMounts = "make mounts private",

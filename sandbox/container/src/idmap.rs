@@ -50,7 +50,7 @@ fn map(extents: &str) -> Result<OwnedFd, StartError> {
     let (read, write) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("make a pipe")(e.into()))?;
     // SAFETY: the child makes system calls only, and exits.
-    let cloned = unsafe { sys::clone_into(libc::CLONE_NEWUSER as u64) };
+    let cloned = unsafe { sys::clone_into(libc::CLONE_NEWUSER as u64, None) };
     match cloned.map_err(|errno| system("make a user namespace")(errno.into()))? {
         Cloned::Child => {
             // It ends with us: then the only other writing end is closed.

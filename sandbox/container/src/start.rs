@@ -4,7 +4,6 @@
 //! machine is as it was.
 
 use std::ffi::CString;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -27,10 +26,6 @@ use crate::{seccomp, volatile};
 
 /// A start takes milliseconds; one that hangs (a dead disk) must not hang the launcher.
 const READY_WITHIN: Duration = Duration::from_secs(10);
-
-/// Guests go first when the machine is short of memory: the reference machine does not let us
-/// lower anyone's score, so theirs are raised.
-const OOM_SCORE_ADJ: &str = "500";
 
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
@@ -67,6 +62,8 @@ impl Containers {
         volatile::prepare(&spec.volume)?;
         let layers = Layers::open(&spec.image_root, &spec.volume, spec.id_base)?;
         let group = self.make_group(spec)?;
+        let entry = self.cgroups.agent_entry(&spec.sandbox);
+        let entry = entry.map_err(|source| group.failed(source))?;
         let procs = self.cgroups.payload_procs(&spec.sandbox);
         let procs = procs.map_err(|source| group.failed(source))?;
         let procs = procs.iter().map(|fd| park(fd.as_fd())).collect::<Result<Vec<_>, _>>()?;
@@ -83,6 +80,7 @@ impl Containers {
         let (theirs, agent, listener, env) = (theirs?, agent?, listener?, env?);
         let plan = Plan {
             control: theirs.as_fd(),
+            groups: &entry.tasks,
             network: spec.network,
             image: layers.image.as_fd(),
             volume: layers.volume.as_fd(),
@@ -100,10 +98,10 @@ impl Containers {
             envp: Pointers::new(vec![text(PATH.to_owned())]),
             filter: &self.filter,
         };
-        let child = Child::clone(&plan)?;
+        let child = Child::clone(&plan, entry.born_in.as_ref())?;
         drop(plan);
         drop((theirs, layers));
-        self.guide(spec, &child, ours.as_fd())?;
+        guide(spec, &child, ours.as_fd())?;
         group.keep();
         child.keep()
     }
@@ -114,37 +112,30 @@ impl Containers {
         made.map_err(|source| group.failed(source))?;
         Ok(group)
     }
+}
 
-    /// Gives the new process what only its parent can, and waits until it runs the agent.
-    fn guide(
-        &self,
-        spec: &ContainerSpec<'_>,
-        child: &Child,
-        control: BorrowedFd<'_>,
-    ) -> Result<(), StartError> {
-        let deadline = Instant::now() + READY_WITHIN;
-        let attached = self.cgroups.attach_agent(&spec.sandbox, child.pid);
-        attached.map_err(|source| StartError::Cgroup { sandbox: spec.sandbox.clone(), source })?;
-        let score = format!("/proc/{}/oom_score_adj", child.pid.as_raw_nonzero());
-        fs::write(score, OOM_SCORE_ADJ).map_err(system("raise the oom score"))?;
-        proceed(control)?;
+/// Gives the new process what only its parent can, and waits until it runs the agent.
+fn guide(
+    spec: &ContainerSpec<'_>,
+    child: &Child,
+    control: BorrowedFd<'_>,
+) -> Result<(), StartError> {
+    let deadline = Instant::now() + READY_WITHIN;
+    match next_message(control, deadline)? {
+        Message::WantsIds => {}
+        Message::Failed(step, error) => return Err(StartError::Child(step, error)),
+        Message::Closed => return Err(StartError::Died),
+    }
+    idmap::write_maps(child.pid, &format!("0 {} {ID_RANGE}\n", spec.id_base))
+        .map_err(system("write the sandbox's id map"))?;
+    proceed(control)?;
 
-        match next_message(control, deadline)? {
-            Message::WantsIds => {}
-            Message::Failed(step, error) => return Err(StartError::Child(step, error)),
-            Message::Closed => return Err(StartError::Died),
-        }
-        idmap::write_maps(child.pid, &format!("0 {} {ID_RANGE}\n", spec.id_base))
-            .map_err(system("write the sandbox's id map"))?;
-        proceed(control)?;
-
-        // The socket closes with exec, or with the end of the process.
-        match next_message(control, deadline)? {
-            Message::Closed if child.has_ended() => Err(StartError::Died),
-            Message::Closed => Ok(()),
-            Message::Failed(step, error) => Err(StartError::Child(step, error)),
-            Message::WantsIds => Err(StartError::Died),
-        }
+    // The socket closes with exec, or with the end of the process.
+    match next_message(control, deadline)? {
+        Message::Closed if child.has_ended() => Err(StartError::Died),
+        Message::Closed => Ok(()),
+        Message::Failed(step, error) => Err(StartError::Child(step, error)),
+        Message::WantsIds => Err(StartError::Died),
     }
 }
 
@@ -183,10 +174,10 @@ struct Child {
 }
 
 impl Child {
-    fn clone(plan: &Plan<'_>) -> Result<Self, StartError> {
+    fn clone(plan: &Plan<'_>, group: Option<&OwnedFd>) -> Result<Self, StartError> {
         // SAFETY: the child goes straight into `child::run`, which makes system calls only and
         // ends in exec or exit.
-        match unsafe { sys::clone_into(NAMESPACES as u64) } {
+        match unsafe { sys::clone_into(NAMESPACES as u64, group.map(AsFd::as_fd)) } {
             Ok(Cloned::Child) => child::run(plan),
             Ok(Cloned::Parent { pid, pidfd }) => Ok(Self { pid, pidfd: Some(pidfd) }),
             Err(errno) => Err(system("make a process in new namespaces")(errno.into())),

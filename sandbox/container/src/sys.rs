@@ -35,6 +35,9 @@ struct CloneArgs {
     stack: u64,
     stack_size: u64,
     tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 pub enum Cloned {
@@ -54,16 +57,20 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     Err(Errno::from_raw_os_error(unsafe { *libc::__errno_location() }))
 }
 
-/// Forks into new namespaces.
+/// Of `linux/sched.h`; libc has it as a number that does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Forks into new namespaces, and into the v2 group with this directory.
 ///
 /// # Safety
 ///
 /// The calling process may have other threads, whose locks stay taken in the child for ever: the
 /// child must not allocate, panic or return to code that does, and must end in exec or exit.
-pub unsafe fn clone_into(namespaces: u64) -> Result<Cloned, Errno> {
+pub unsafe fn clone_into(namespaces: u64, group: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let mut pidfd: RawFd = -1;
     let args = CloneArgs {
-        flags: namespaces | libc::CLONE_PIDFD as u64,
+        flags: namespaces | libc::CLONE_PIDFD as u64 | group.map_or(0, |_| CLONE_INTO_CGROUP),
+        cgroup: group.map_or(0, |fd| fd.as_raw_fd() as u64),
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()

@@ -9,7 +9,7 @@ mod v1;
 mod v2;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -52,6 +52,18 @@ pub struct CgroupUse {
     pub oom_kills: Option<u64>,
 }
 
+/// How a new process gets into its groups.
+///
+/// To move another process, or one that may have several threads, the kernel waits until every
+/// CPU has passed a point of rest: 5 to 20 ms. It waits for neither of these.
+#[derive(Debug, Default)]
+pub struct Entry {
+    /// v2: the directory of the group to be born in.
+    pub born_in: Option<OwnedFd>,
+    /// v1, one for each hierarchy: a process with one thread that writes `0` to each has moved.
+    pub tasks: Vec<OwnedFd>,
+}
+
 /// The two versions of the kernel's interface. Names of groups are sandbox ids.
 pub trait Cgroups: Send + Sync {
     fn version(&self) -> u8;
@@ -59,11 +71,11 @@ pub trait Cgroups: Send + Sync {
     /// Makes the sandbox's groups, with their limits, or finds them.
     fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()>;
 
-    /// Moves a process into the agent's leaf.
-    fn attach_agent(&self, sandbox: &SandboxId, pid: Pid) -> io::Result<()>;
+    /// How the agent's process gets into its leaf.
+    fn agent_entry(&self, sandbox: &SandboxId) -> io::Result<Entry>;
 
-    /// `cgroup.procs` of the payload's leaf, open for writing: one, or one for each v1 hierarchy.
-    /// A process that writes its pid to each of them has moved.
+    /// Of the payload's leaf, open for writing: one, or one for each v1 hierarchy. A process with
+    /// one thread that writes `0` to each of them has moved.
     fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>>;
 
     fn freeze(&self, sandbox: &SandboxId) -> io::Result<()>;
@@ -134,6 +146,11 @@ fn named(what: &Path) -> impl FnOnce(io::Error) -> io::Error {
 fn write(directory: &Path, file: &str, value: &str) -> io::Result<()> {
     let path = directory.join(file);
     fs::write(&path, value).map_err(named(&path))
+}
+
+fn open_to_write(directory: &Path, file: &str) -> io::Result<OwnedFd> {
+    let path = directory.join(file);
+    Ok(OpenOptions::new().write(true).open(&path).map_err(named(&path))?.into())
 }
 
 fn read_number(directory: &Path, file: &str) -> Option<u64> {

@@ -5,20 +5,23 @@
 //! them again.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use base_types::SandboxId;
-use rustix::process::Pid;
 use sandbox_api::Limits;
 
 use super::{
-    AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Figures, PAYLOAD_LEAF, kill_member,
-    make_directory, named, pids_in, read_keyed, read_number, remove_directory, sandboxes_in, write,
+    AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Entry, Figures, PAYLOAD_LEAF,
+    kill_member, make_directory, open_to_write, pids_in, read_keyed, read_number, remove_directory,
+    sandboxes_in, write,
 };
 use crate::error::ContainerError;
+
+/// For one thread, where `cgroup.procs` is for all threads of a process.
+const TASKS: &str = "tasks";
 
 pub struct V1 {
     memory: PathBuf,
@@ -105,23 +108,17 @@ impl Cgroups for V1 {
         self.limit(sandbox, limits)
     }
 
-    fn attach_agent(&self, sandbox: &SandboxId, pid: Pid) -> io::Result<()> {
-        let pid = pid.as_raw_nonzero().to_string();
-        let whole = [&self.cpu, &self.freezer].into_iter().chain(&self.cpu_account);
-        for root in whole {
-            write(&root.join(sandbox.as_str()), "cgroup.procs", &pid)?;
-        }
-        let leaves = self.leaves(sandbox, AGENT_LEAF);
-        leaves.iter().try_for_each(|leaf| write(leaf, "cgroup.procs", &pid))
+    fn agent_entry(&self, sandbox: &SandboxId) -> io::Result<Entry> {
+        let whole =
+            BTreeSet::from_iter([&self.cpu, &self.freezer].into_iter().chain(&self.cpu_account));
+        let whole = whole.into_iter().map(|root| root.join(sandbox.as_str()));
+        let groups = whole.chain(self.leaves(sandbox, AGENT_LEAF));
+        let tasks: io::Result<_> = groups.map(|group| open_to_write(&group, TASKS)).collect();
+        Ok(Entry { born_in: None, tasks: tasks? })
     }
 
     fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>> {
-        let open = |leaf: &PathBuf| {
-            let path = leaf.join("cgroup.procs");
-            let file = OpenOptions::new().write(true).open(&path).map_err(named(&path))?;
-            Ok(OwnedFd::from(file))
-        };
-        self.leaves(sandbox, PAYLOAD_LEAF).iter().map(open).collect()
+        self.leaves(sandbox, PAYLOAD_LEAF).iter().map(|leaf| open_to_write(leaf, TASKS)).collect()
     }
 
     fn freeze(&self, sandbox: &SandboxId) -> io::Result<()> {

@@ -11,18 +11,18 @@
 //!   session finds them again.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use base_types::SandboxId;
-use rustix::process::Pid;
 use sandbox_api::Limits;
 
 use super::{
-    AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Figures, PAYLOAD_LEAF, kill_member,
-    make_directory, named, pids_in, read_keyed, read_number, remove_directory, sandboxes_in, write,
+    AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Entry, Figures, PAYLOAD_LEAF,
+    kill_member, make_directory, named, open_to_write, pids_in, read_keyed, read_number,
+    remove_directory, sandboxes_in, write,
 };
 use crate::error::ContainerError;
 
@@ -107,15 +107,15 @@ impl Cgroups for V2 {
         self.limit(sandbox, limits)
     }
 
-    fn attach_agent(&self, sandbox: &SandboxId, pid: Pid) -> io::Result<()> {
+    fn agent_entry(&self, sandbox: &SandboxId) -> io::Result<Entry> {
         let leaf = self.group(sandbox).join(AGENT_LEAF);
-        write(&leaf, "cgroup.procs", &pid.as_raw_nonzero().to_string())
+        let directory = File::open(&leaf).map_err(named(&leaf))?;
+        Ok(Entry { born_in: Some(directory.into()), tasks: Vec::new() })
     }
 
     fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>> {
-        let path = self.group(sandbox).join(PAYLOAD_LEAF).join("cgroup.procs");
-        let file = OpenOptions::new().write(true).open(&path).map_err(named(&path))?;
-        Ok(vec![file.into()])
+        let leaf = self.group(sandbox).join(PAYLOAD_LEAF);
+        Ok(vec![open_to_write(&leaf, "cgroup.procs")?])
     }
 
     fn freeze(&self, sandbox: &SandboxId) -> io::Result<()> {
