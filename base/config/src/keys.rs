@@ -34,7 +34,10 @@ pub enum Fallback {
 }
 
 use Fallback::{Computed, Is, None, Required};
-use Kind::{Choice, Count, Cpus, Duration, Flag, Id, Map, Name, Path, Size, Tables, Text};
+use Kind::{
+    Choice, Count, Cpus, Duration, Entrypoint, Flag, GuestPath, Id, Map, Name, Path, Size, Tables,
+    Text,
+};
 use Section::{Environment, Limits, Match, Pool, Profile, Top};
 
 const fn key(
@@ -207,15 +210,29 @@ pub const KEYS: &[Key] = &[
         Profile,
         "tools_as",
         Choice(&["user", "root"]),
-        Is("user"),
+        Computed("the image's user, else `user`"),
         "Tools run as `agent` (uid 1000), or as root of the sandbox's own user namespace, which may install packages.",
+    ),
+    key(
+        Profile,
+        "workdir",
+        GuestPath,
+        Computed("the image's work directory, else `/workspace`"),
+        "Where tools work. It is made for their user where it is missing, and left as it is where it is there.",
+    ),
+    key(
+        Profile,
+        "entrypoint",
+        Entrypoint,
+        Is("false"),
+        "What runs beside the tools, once each time the sandbox starts: `true` is the image's entrypoint with its command, words are a program with its arguments.",
     ),
     key(
         Profile,
         "env",
         Map,
         None,
-        "Variables of every process in the sandbox. Never a credential: the guest is hostile.",
+        "Variables of every process in the sandbox, over those of the image. Never a credential: the guest is hostile.",
     ),
     key(
         Profile,

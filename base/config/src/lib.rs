@@ -31,5 +31,7 @@ pub use load::{Overrides, Paths, Sources, load, load_without_environments, paths
 pub use problem::{ConfigErrors, Place, Problem};
 pub use reference::reference;
 pub use review::{Finding, FindingKind};
-pub use types::{Config, Environment, Limits, Match, Pool, Profile, Tenancy, Tier, ToolsAs};
+pub use types::{
+    Config, Entrypoint, Environment, Limits, Match, Pool, Profile, Tenancy, Tier, ToolsAs,
+};
 pub use value::Kind;

@@ -68,11 +68,13 @@ fn profile(table: &Table<'_>, name: ProfileName, matches: Vec<Match>) -> Profile
         memory: table.get_or_default("memory"),
         pids: table.get_or_default("pids"),
         disk: table.get_or_default("disk"),
-        tools_as: match table.get_or_default::<String>("tools_as").as_str() {
+        tools_as: table.get::<String>("tools_as").map(|who| match who.as_str() {
             "user" => ToolsAs::User,
             "root" => ToolsAs::Root,
             other => unreachable!("the key's choices do not include {other}"),
-        },
+        }),
+        workdir: table.get("workdir"),
+        entrypoint: table.get_or_default("entrypoint"),
         env: table.get("env").unwrap_or_default(),
         bash_timeout: table.get_or_default("bash_timeout"),
         bash_timeout_max: table.get_or_default("bash_timeout_max"),

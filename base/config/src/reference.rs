@@ -30,6 +30,31 @@ The first `[[profile]]`, in the order of the file, one of whose `[[profile.match
 that it names is so. A profile without a match holds for every session and stands last. A session
 that no profile matches gets `default`, which is built in; a profile of that name replaces it. The
 choice is made when a session is first seen, recorded with it and kept.
+
+## What an image says, and what a profile says
+
+An imported image names a user, a work directory, variables, an entrypoint and a command
+(`sinew image inspect NAME`); one that `sinew image build` made names nothing. What the profile sets
+counts before what the image says:
+
+| of the sandbox | the profile's key | else the image's | else |
+|---|---|---|---|
+| tools run as | `tools_as` | user; uid 0 is root of the sandbox | `agent`, uid 1000 |
+| tools work in | `workdir` | work directory, unless it is `/` | `/workspace` |
+| variables | `env`, over the image's | variables, `PATH` among them | – |
+| runs beside the tools | `entrypoint`, words | with `entrypoint = true`: entrypoint and command | nothing |
+
+`HOME` and `USER` are those of the image's user where tools run as it, and `agent`'s otherwise.
+`/workspace`, `/tmp`, `/etc/resolv.conf` and the rest of what tools count on are made where an image
+lacks them. A work directory that the image brings belongs to whom the image says: where that is
+root, set `tools_as = \"root\"`, or `workdir = \"/workspace\"`. An image without `bash` is served:
+the `bash` tool then answers that there is none, and the others work.
+
+The entrypoint is started by the guest agent, never as process 1, as the tools' user, in the work
+directory, with nothing to read. It shares the sandbox's limits and ends with the sandbox. It is not
+started again when it ends: the session's log and `sinew session show` say how it ended, and its
+last output is in `/run/sinew/output/entrypoint.log`. A session does not wait for it, and does not
+fail with it.
 ";
 
 /// `docs/user/config.md`.

@@ -11,6 +11,7 @@ use crate::credential;
 use crate::document::Document;
 use crate::keys::{self, Fallback, Section};
 use crate::problem::{Place, Report};
+use crate::types::Entrypoint;
 use crate::value::{Kind, Raw, Value, type_name};
 
 /// A table whose keys have been checked.
@@ -254,6 +255,7 @@ from_value! {
     Size => ByteSize,
     Duration => Duration,
     Map => BTreeMap<String, String>,
+    Entrypoint => Entrypoint,
 }
 
 impl FromValue for u32 {

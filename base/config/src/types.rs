@@ -72,8 +72,12 @@ pub struct Profile {
     pub memory: ByteSize,
     pub pids: u32,
     pub disk: ByteSize,
-    pub tools_as: ToolsAs,
-    /// Variables of the guest. Never a credential.
+    /// `None`: the user that the image names, else `agent`.
+    pub tools_as: Option<ToolsAs>,
+    /// Inside the sandbox. `None`: the image's, else `/workspace`.
+    pub workdir: Option<String>,
+    pub entrypoint: Entrypoint,
+    /// Variables of the guest, over the image's. Never a credential.
     pub env: BTreeMap<String, String>,
     pub bash_timeout: Duration,
     pub bash_timeout_max: Duration,
@@ -113,6 +117,17 @@ pub enum ToolsAs {
     User,
     /// Root of the sandbox's own user namespace.
     Root,
+}
+
+/// What runs beside the tools, once each time the sandbox starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Entrypoint {
+    #[default]
+    None,
+    /// The image's own, with its command.
+    OfImage,
+    /// Never empty.
+    Command(Vec<String>),
 }
 
 /// The waits and bounds that belong to no profile.

@@ -10,6 +10,7 @@ use base_types::{ByteSize, HumanDuration};
 use toml::de::{DeTable, DeValue};
 
 use crate::credential;
+use crate::types::Entrypoint;
 
 /// What a key takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Texts by name.
     Map,
+    /// An absolute path inside a sandbox.
+    GuestPath,
+    /// `true`, `false`, or a program with its arguments.
+    Entrypoint,
     /// Tables with keys of their own.
     Tables,
 }
@@ -56,6 +61,7 @@ pub(crate) enum Value {
     Size(ByteSize),
     Duration(Duration),
     Map(BTreeMap<String, String>),
+    Entrypoint(Entrypoint),
 }
 
 /// A value as it was written.
@@ -77,6 +83,13 @@ pub(crate) struct Misfit {
 
 /// Longest text accepted anywhere: far over any id, path or URL, far under what hurts.
 const TEXT_BYTES_MAX: usize = 32 << 10;
+/// Words of an entrypoint, and their bytes together: what the guest agent takes.
+const ENTRYPOINT_WORDS_MAX: usize = 256;
+const ENTRYPOINT_BYTES_MAX: usize = 32 << 10;
+/// Directories deep that a path inside a sandbox may lead, and its length: what a container takes.
+const GUEST_PATH_DEPTH_MAX: usize = 64;
+const GUEST_PATH_BYTES_MAX: usize = 4095;
+const NAME_BYTES_MAX: usize = 255;
 
 fn misfit(what: impl Into<String>, fix: impl Into<String>) -> Misfit {
     Misfit { what: what.into(), fix: fix.into() }
@@ -119,6 +132,8 @@ impl Kind {
                 Raw::Toml(DeValue::Table(table)) => self.map(table),
                 _ => Err(self.wrong_type(raw)),
             },
+            Kind::GuestPath => self.guest_path(raw),
+            Kind::Entrypoint => self.entrypoint(raw).map(Value::Entrypoint),
             Kind::Tables => Err(self.wrong_type(raw)),
         }
     }
@@ -146,6 +161,51 @@ impl Kind {
                 Err(misfit("begins with `~`, which only a shell knows", "write the path out"))
             }
             text => Ok(Value::Path(text.into())),
+        }
+    }
+
+    fn guest_path(self, raw: Raw<'_>) -> Result<Value, Misfit> {
+        let text = self.text(raw)?;
+        if !text.starts_with('/') {
+            return Err(misfit("is not an absolute path", self.to_string()));
+        }
+        let names: Vec<&str> = text.split('/').filter(|name| !name.is_empty()).collect();
+        if names.contains(&"..") {
+            return Err(misfit("leads upwards", "write the path without `..`"));
+        }
+        let too_long = text.len() > GUEST_PATH_BYTES_MAX
+            || names.len() > GUEST_PATH_DEPTH_MAX
+            || names.iter().any(|name| name.len() > NAME_BYTES_MAX);
+        match too_long {
+            true => Err(misfit("is too long for a path", "write a shorter one")),
+            false => Ok(Value::Text(text.to_owned())),
+        }
+    }
+
+    fn entrypoint(self, raw: Raw<'_>) -> Result<Entrypoint, Misfit> {
+        let array = match raw {
+            Raw::Toml(DeValue::Array(array)) => array,
+            _ => match self.flag(raw)? {
+                Value::Flag(true) => return Ok(Entrypoint::OfImage),
+                _ => return Ok(Entrypoint::None),
+            },
+        };
+        let mut words = Vec::new();
+        for word in array.iter() {
+            let DeValue::String(word) = word.get_ref() else {
+                let what = format!("has a word that is {}", type_name(word.get_ref()));
+                return Err(misfit(what, "every word is a text"));
+            };
+            one_line_or_more(word)?;
+            words.push(word.to_string());
+        }
+        if words.first().is_none_or(String::is_empty) {
+            return Err(misfit("names no program", self.to_string()));
+        }
+        let bytes: usize = words.iter().map(String::len).sum();
+        match words.len() > ENTRYPOINT_WORDS_MAX || bytes > ENTRYPOINT_BYTES_MAX {
+            true => Err(misfit("is too long", "put it into a script in the image")),
+            false => Ok(Entrypoint::Command(words)),
         }
     }
 
@@ -316,6 +376,12 @@ impl fmt::Display for Kind {
                 f.write_str(&quoted.join(" or "))
             }
             Kind::Map => f.write_str("a table of texts, like { NAME = \"value\" }"),
+            Kind::GuestPath => {
+                f.write_str("an absolute path inside the sandbox, like \"/srv/app\"")
+            }
+            Kind::Entrypoint => {
+                f.write_str("`true`, `false`, or words, like [\"redis-server\", \"--save\", \"\"]")
+            }
             Kind::Tables => f.write_str("tables"),
         }
     }

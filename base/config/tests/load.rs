@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base_config::{
-    Config, ConfigErrors, Fallback, KEYS, Overrides, Place, Section, Sources, Tier, ToolsAs, load,
-    load_without_environments, paths,
+    Config, ConfigErrors, Entrypoint, Fallback, KEYS, Overrides, Place, Section, Sources, Tier,
+    ToolsAs, load, load_without_environments, paths,
 };
 use base_types::ByteSize;
 
@@ -112,6 +112,8 @@ memory = "8GiB"
 pids = 2_000
 disk = "16GiB"
 tools_as = "root"
+workdir = "/srv/work"
+entrypoint = ["redis-server", "--save", ""]
 env = { RUST_LOG = "debug", LANG = "C.UTF-8" }
 bash_timeout = "5min"
 bash_timeout_max = "2h"
@@ -181,7 +183,10 @@ fn every_key_is_read() {
     let [big, default] = &config.profiles[..] else { panic!("two profiles") };
     assert_eq!((big.name.as_str(), big.tier, big.image.as_str()), ("big", Tier::Container, "rust"));
     assert_eq!((big.cpu_millis, big.memory, big.pids), (2_500, ByteSize::gib(8), 2_000));
-    assert_eq!((big.disk, big.tools_as), (ByteSize::gib(16), ToolsAs::Root));
+    assert_eq!((big.disk, big.tools_as), (ByteSize::gib(16), Some(ToolsAs::Root)));
+    assert_eq!(big.workdir.as_deref(), Some("/srv/work"));
+    let words = ["redis-server", "--save", ""].map(str::to_owned).to_vec();
+    assert_eq!(big.entrypoint, Entrypoint::Command(words));
     assert_eq!(big.env.get("RUST_LOG").map(String::as_str), Some("debug"));
     assert_eq!(big.env.len(), 2);
     let seconds = [big.bash_timeout, big.bash_timeout_max, big.tool_timeout].map(|d| d.as_secs());
@@ -226,7 +231,8 @@ fn nothing_has_to_be_configured() {
     let [profile] = &config.profiles[..] else { panic!("the built-in profile") };
     assert_eq!(profile.name.as_str(), "default");
     assert_eq!((profile.cpu_millis, profile.memory), (1_000, ByteSize::gib(1)));
-    assert_eq!((profile.tools_as, profile.env.len()), (ToolsAs::User, 0));
+    assert_eq!((profile.tools_as, profile.env.len()), (None, 0));
+    assert_eq!((&profile.workdir, &profile.entrypoint), (&None, &Entrypoint::None));
     assert_eq!(profile.bash_timeout, Duration::from_secs(120));
     assert_eq!(config.limits.idle, Duration::from_secs(60));
     assert_eq!(config.pool.max, ByteSize::gib(64));
@@ -481,6 +487,42 @@ fn profiles_contradict_nothing() {
     refused_for("profile = 5\n", "1:1: `profile` is a whole number: write [[profile]]");
     refused_for("[profile]\nname = \"a\"\n", "1:2: `profile` is a table: write [[profile]]");
     refused_for("[[pool]]\n", "1:3: `pool` is an array: write [pool]");
+}
+
+#[test]
+fn what_runs_inside_is_told_in_words_that_fit() {
+    let profile = |line: &str| format!("[[profile]]\nname = \"p\"\n{line}\n");
+    let read = |line: &str| Setup::new(&profile(line)).accepted().profiles[0].clone();
+    assert_eq!(read("tools_as = \"user\"").tools_as, Some(ToolsAs::User));
+    assert_eq!(read("entrypoint = true").entrypoint, Entrypoint::OfImage);
+    assert_eq!(read("entrypoint = false").entrypoint, Entrypoint::None);
+    let long = format!("entrypoint = [{}\"x\"]", "\"x\", ".repeat(256));
+    let words = "`true`, `false`, or words, like [\"redis-server\", \"--save\", \"\"]";
+    let path = "an absolute path inside the sandbox, like \"/srv/app\"";
+    for (line, expected) in [
+        ("workdir = \"srv\"", format!("11: `workdir` is not an absolute path: {path}")),
+        ("workdir = \"\"", format!("11: `workdir` is not an absolute path: {path}")),
+        (
+            "workdir = \"/a/../../etc\"",
+            "11: `workdir` leads upwards: write the path without `..`".into(),
+        ),
+        (
+            &format!("workdir = \"{}\"", "/a".repeat(65)),
+            "11: `workdir` is too long for a path: write a shorter one".into(),
+        ),
+        ("entrypoint = []", format!("14: `entrypoint` names no program: {words}")),
+        ("entrypoint = [\"\", \"x\"]", format!("14: `entrypoint` names no program: {words}")),
+        (
+            "entrypoint = [\"x\", 5]",
+            "14: `entrypoint` has a word that is a whole number: every word is a text".into(),
+        ),
+        ("entrypoint = \"nginx\"", format!("14: `entrypoint` is a text: {words}")),
+        (&long, "14: `entrypoint` is too long: put it into a script in the image".into()),
+    ] {
+        refused_for(&profile(line), &format!("3:{expected}"));
+    }
+    let key = Setup::new(&profile("entrypoint = [\"sk-ant-oat01-never-print-this\"]")).refused();
+    assert!(key[0].contains("looks like a key"), "{key:?}");
 }
 
 #[test]

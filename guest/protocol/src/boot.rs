@@ -6,6 +6,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// Words of an entrypoint: far over any service's command line, far under what `exec` takes.
+pub const ENTRYPOINT_WORDS_MAX: usize = 256;
+/// All of them together.
+pub const ENTRYPOINT_BYTES_MAX: usize = 32 << 10;
+/// Supplementary groups of the tool's user; an image names a handful.
+pub const TOOL_GROUPS_MAX: usize = 64;
+
 /// Everything the agent needs to know. Descriptors are numbers in the agent's own table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootArgs {
@@ -21,12 +28,19 @@ pub struct BootArgs {
     pub epoch: u64,
     pub tool_uid: u32,
     pub tool_gid: u32,
+    /// Supplementary groups of the tool's user. Root has none.
+    pub tool_groups: Vec<u32>,
     pub tools_as: ToolsAs,
     pub workdir: String,
     /// Where tools see the directory of `output_fd`, read-only.
     pub output_path: String,
     /// `HOME` of the tool's user.
     pub home: String,
+    /// `USER` of the tool's user.
+    pub user_name: String,
+    /// What the agent runs once, as the tool's user, beside the tools. Without a word it was asked
+    /// for and the image names none.
+    pub entrypoint: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +61,8 @@ pub enum BootError {
     BadValue { name: String, value: String },
     #[error("argument {0} is missing")]
     Missing(&'static str),
+    #[error("argument {0} stands there too often or too seldom, or is too long")]
+    Count(&'static str),
 }
 
 const LISTEN_FD: &str = "--listen-fd";
@@ -60,6 +76,10 @@ const TOOLS_AS: &str = "--tools-as";
 const WORKDIR: &str = "--workdir";
 const OUTPUT_PATH: &str = "--output-path";
 const HOME: &str = "--home";
+const TOOL_GROUP: &str = "--tool-group";
+const USER_NAME: &str = "--user-name";
+const ENTRYPOINT_WORDS: &str = "--entrypoint-words";
+const ENTRYPOINT_WORD: &str = "--entrypoint-word";
 
 // === impl BootArgs ===
 
@@ -74,10 +94,13 @@ impl BootArgs {
             epoch,
             tool_uid: 1000,
             tool_gid: 1000,
+            tool_groups: Vec::new(),
             tools_as: ToolsAs::User,
             workdir: "/workspace".to_owned(),
             output_path: crate::OUTPUT_PATH.to_owned(),
             home: "/home/agent".to_owned(),
+            user_name: "agent".to_owned(),
+            entrypoint: None,
         }
     }
 
@@ -103,6 +126,16 @@ impl BootArgs {
         put(WORKDIR, &self.workdir);
         put(OUTPUT_PATH, &self.output_path);
         put(HOME, &self.home);
+        put(USER_NAME, &self.user_name);
+        for group in &self.tool_groups {
+            put(TOOL_GROUP, group);
+        }
+        if let Some(words) = &self.entrypoint {
+            put(ENTRYPOINT_WORDS, &words.len());
+            for word in words {
+                put(ENTRYPOINT_WORD, word);
+            }
+        }
         args
     }
 
@@ -110,6 +143,8 @@ impl BootArgs {
     pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self, BootError> {
         let mut args = args.into_iter();
         let mut boot = Self::new(-1, -1, 0);
+        let mut words_wanted = None;
+        let mut words = Vec::new();
         while let Some(name) = args.next() {
             let value = args.next().ok_or_else(|| BootError::NoValue(name.clone()))?;
             match name.as_str() {
@@ -124,6 +159,10 @@ impl BootArgs {
                 WORKDIR => boot.workdir = absolute(&name, value)?,
                 OUTPUT_PATH => boot.output_path = absolute(&name, value)?,
                 HOME => boot.home = absolute(&name, value)?,
+                USER_NAME => boot.user_name = value,
+                TOOL_GROUP => boot.tool_groups.push(number(&name, &value)?),
+                ENTRYPOINT_WORDS => words_wanted = Some(number(&name, &value)?),
+                ENTRYPOINT_WORD => words.push(value),
                 _ => return Err(BootError::Unknown(name)),
             }
         }
@@ -136,8 +175,21 @@ impl BootArgs {
                 return Err(BootError::Missing(name));
             }
         }
+        if boot.tool_groups.len() > TOOL_GROUPS_MAX {
+            return Err(BootError::Count(TOOL_GROUP));
+        }
+        if words.len() != words_wanted.unwrap_or(0) || !entrypoint_fits(&words) {
+            return Err(BootError::Count(ENTRYPOINT_WORD));
+        }
+        boot.entrypoint = words_wanted.map(|_| words);
         Ok(boot)
     }
+}
+
+/// Whether an entrypoint is within its bounds.
+pub fn entrypoint_fits(words: &[String]) -> bool {
+    let bytes: usize = words.iter().map(String::len).sum();
+    words.len() <= ENTRYPOINT_WORDS_MAX && bytes <= ENTRYPOINT_BYTES_MAX
 }
 
 fn number<T: FromStr>(name: &str, value: &str) -> Result<T, BootError> {
@@ -187,6 +239,11 @@ mod tests {
         boot.payload_procs_fds = vec![6, 7];
         boot.tools_as = ToolsAs::Root;
         boot.workdir = "/srv/w".into();
+        boot.tool_groups = vec![5, 65_535];
+        boot.user_name = "web server".into();
+        boot.entrypoint = Some(Vec::new());
+        assert_eq!(BootArgs::parse(boot.to_args()), Ok(boot.clone()));
+        boot.entrypoint = Some(vec!["nginx".into(), String::new(), "--epoch".into(), "9".into()]);
         assert_eq!(BootArgs::parse(boot.to_args()), Ok(boot));
     }
 
@@ -199,5 +256,13 @@ mod tests {
         assert_eq!(parse("--workdir w"), Err(bad("--workdir", "w")));
         assert_eq!(parse("--listen-fd 3 --epoch 1"), Err(BootError::Missing("--output-fd")));
         assert_eq!(parse("--listen-fd 3 --output-fd 4"), Err(BootError::Missing("--epoch")));
+        let base = "--listen-fd 3 --output-fd 4 --epoch 1";
+        let count = Err(BootError::Count("--entrypoint-word"));
+        assert_eq!(parse(&format!("{base} --entrypoint-words 2 --entrypoint-word a")), count);
+        assert_eq!(parse(&format!("{base} --entrypoint-word a")), count);
+        let words = "--entrypoint-word a ".repeat(ENTRYPOINT_WORDS_MAX + 1);
+        assert_eq!(parse(&format!("{base} --entrypoint-words 257 {words}")), count);
+        let groups = "--tool-group 1 ".repeat(TOOL_GROUPS_MAX + 1);
+        assert_eq!(parse(&format!("{base} {groups}")), Err(BootError::Count("--tool-group")));
     }
 }

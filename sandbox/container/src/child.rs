@@ -42,6 +42,10 @@ pub struct Plan<'a> {
     pub env: BorrowedFd<'a>,
     pub payload_procs: &'a [OwnedFd],
     pub id_base: u32,
+    /// User and group of the tool's user, on the host.
+    pub tool_owner: (u32, u32),
+    /// The names on the way to the work directory.
+    pub workdir: Vec<CString>,
     pub root_id: CString,
     pub tty_group: CString,
     pub shm_bytes: CString,

@@ -38,6 +38,6 @@ mod volatile;
 pub use agent::sealed_agent;
 pub use error::{ContainerError, StartError, Step, StopError};
 pub use network::{NetworkNamespace, loopback_only};
-pub use spec::{ContainerSpec, ID_RANGE, LISTEN_FD, OUTPUT_FD, Started};
+pub use spec::{ContainerSpec, ID_RANGE, LISTEN_FD, OUTPUT_FD, Started, ToolUser};
 pub use start::Containers;
 pub use volatile::settle;

@@ -91,7 +91,12 @@ pub fn directory(parent: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<MadeD
 }
 
 pub fn own(file: BorrowedFd<'_>, id: u32) -> Result<(), Errno> {
-    rustix::fs::fchown(file, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)))
+    give(file, (id, id))
+}
+
+/// To a user and a group.
+pub fn give(file: BorrowedFd<'_>, (user, group): (u32, u32)) -> Result<(), Errno> {
+    rustix::fs::fchown(file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
 }
 
 /// A host path, for what is the same in every mount namespace: device nodes.

@@ -17,9 +17,6 @@ use crate::error::Step;
 use crate::mounts::{self, NOTHING_SPECIAL};
 use crate::{caps, proc_tree, sys};
 
-/// The tool's user inside.
-const TOOL_ID: u32 = 1000;
-
 /// What the child keeps of the tree after it has entered it.
 pub struct Entered {
     /// The output directory, writable through this descriptor only.
@@ -36,7 +33,7 @@ pub fn enter(plan: &Plan<'_>) -> Result<Entered, (Step, Errno)> {
     caps::drop_resource().map_err(|e| (Step::DropResource, e))?;
     let root = overlay(scratch)?;
     let root = root.as_fd();
-    standard_directories(root, volume.as_fd(), plan.id_base).map_err(|e| (Step::Directories, e))?;
+    standard_directories(root, volume.as_fd(), plan).map_err(|e| (Step::Directories, e))?;
     etc_files(root, volume.as_fd(), plan).map_err(|e| (Step::EtcFiles, e))?;
 
     let place = |name| mounts::directory(root, name, 0o755).map(|made| made.directory);
@@ -51,6 +48,9 @@ pub fn enter(plan: &Plan<'_>) -> Result<Entered, (Step, Errno)> {
     device_tree::mount(dev.as_fd(), &options)?;
     let run = place(c"run").map_err(|e| (Step::Run, e))?;
     let output = run_tree(run.as_fd(), volume.as_fd(), plan)?;
+    // Last, because it may be in one of the mounts. What stands in its way (a link, a file, a full
+    // disk) stays: the sandbox starts without it, and whoever uses it is told that it is missing.
+    let _ = work_directory(root, plan);
     pivot(root).map_err(|e| (Step::PivotRoot, e))?;
     Ok(Entered { output, namespace_limits })
 }
@@ -116,7 +116,7 @@ fn overlay(scratch: BorrowedFd<'_>) -> Result<OwnedFd, (Step, Errno)> {
 fn standard_directories(
     root: BorrowedFd<'_>,
     volume: BorrowedFd<'_>,
-    id_base: u32,
+    plan: &Plan<'_>,
 ) -> Result<(), Errno> {
     for (name, mode) in [
         (c"proc", 0o555),
@@ -129,7 +129,7 @@ fn standard_directories(
     ] {
         let made = mounts::directory(root, name, mode)?;
         if made.is_new {
-            mounts::own(made.directory.as_fd(), id_base)?;
+            mounts::own(made.directory.as_fd(), plan.id_base)?;
         }
     }
     let home = mounts::directory(root, c"home", 0o755)?.directory;
@@ -139,7 +139,28 @@ fn standard_directories(
         let is_first = !is_in_upper(volume, upper);
         let made = mounts::directory(parent, name, 0o755)?;
         if made.is_new || is_first {
-            mounts::own(made.directory.as_fd(), id_base + TOOL_ID)?;
+            mounts::give(made.directory.as_fd(), plan.tool_owner)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes what is missing of the work directory. A link on the way ends it: as host root it is
+/// never followed, and what it leads to is the guest's business.
+fn work_directory(root: BorrowedFd<'_>, plan: &Plan<'_>) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = rustix::fs::openat(root, c".", flags, Mode::empty())?;
+    for (index, name) in plan.workdir.iter().enumerate() {
+        let is_new = match rustix::fs::mkdirat(&at, name.as_c_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(errno),
+        };
+        at = rustix::fs::openat(&at, name.as_c_str(), flags, Mode::empty())?;
+        if is_new {
+            let is_last = index + 1 == plan.workdir.len();
+            let owner = if is_last { plan.tool_owner } else { (plan.id_base, plan.id_base) };
+            mounts::give(at.as_fd(), owner)?;
         }
     }
     Ok(())
@@ -155,6 +176,8 @@ fn etc_files(root: BorrowedFd<'_>, volume: BorrowedFd<'_>, plan: &Plan<'_>) -> R
         }
         match rustix::fs::unlinkat(&etc, file.name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
+            // An image that has a directory there means something by it.
+            Err(Errno::ISDIR) => continue,
             Err(errno) => return Err(errno),
         }
         let flags =

@@ -89,6 +89,8 @@ impl Containers {
             env: env.as_fd(),
             payload_procs: &procs,
             id_base: spec.id_base,
+            tool_owner: (spec.id_base + spec.tool.uid, spec.id_base + spec.tool.gid),
+            workdir: spec.workdir_names().into_iter().map(|name| text(name.to_owned())).collect(),
             root_id: text(spec.id_base.to_string()),
             tty_group: text((spec.id_base + 5).to_string()),
             shm_bytes: text((spec.limits.memory.bytes() / 4).min(SHM_BYTES_MAX).to_string()),
@@ -265,6 +267,12 @@ fn argv(spec: &ContainerSpec<'_>, payload_procs: usize) -> Pointers {
     boot.env_fd = Some(ENV_FD);
     boot.payload_procs_fds = (PAYLOAD_FD..).take(payload_procs).collect();
     boot.tools_as = spec.tools_as;
+    (boot.tool_uid, boot.tool_gid) = (spec.tool.uid, spec.tool.gid);
+    boot.tool_groups = spec.tool.groups.clone();
+    boot.user_name = spec.tool.name.clone();
+    boot.home = spec.tool.home.clone();
+    boot.workdir = spec.workdir.clone();
+    boot.entrypoint = spec.entrypoint.clone();
     let arguments = std::iter::once("sinew-guest-agent".to_owned()).chain(boot.to_args());
     Pointers::new(arguments.map(text).collect())
 }

@@ -15,6 +15,7 @@
 mod client;
 mod connection;
 mod jobs;
+mod guest;
 mod layout;
 mod link;
 pub mod parts;

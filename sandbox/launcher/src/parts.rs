@@ -15,6 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_api::{Image, Limits, SandboxUse, Tier};
 use serde::{Deserialize, Serialize};
 
+pub use crate::guest::{Guest, ImageWords, User};
+
 /// Why a part could not do it, with its causes spelled out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PartError {
@@ -41,9 +43,22 @@ pub trait Profiles: Send + Sync {
 pub struct Shape {
     pub tier: Tier,
     pub limits: Limits,
-    pub tools_as: ToolsAs,
-    /// Variables of the guest's environment. Placeholders at most; never a secret.
+    /// `None`: as the image says.
+    pub tools_as: Option<ToolsAs>,
+    /// `None`: as the image says.
+    pub workdir: Option<String>,
+    pub entrypoint: Entrypoint,
+    /// Variables of the guest's environment, over the image's. Placeholders at most; never a
+    /// secret.
     pub env: Vec<(String, String)>,
+}
+
+/// What the guest agent runs once, beside the tools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entrypoint {
+    None,
+    OfImage,
+    Command(Vec<String>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +78,8 @@ pub trait Images: Send + Sync {
 
 pub struct OpenImage {
     pub rootfs: PathBuf,
+    /// Nothing, where the image was built here.
+    pub words: ImageWords,
     /// Held for as long as the sandbox runs.
     pub in_use: Box<dyn Any + Send>,
 }
@@ -131,6 +148,7 @@ pub struct StartContainer<'a> {
     /// The first of the sandbox's ids on the host.
     pub id_base: u32,
     pub shape: &'a Shape,
+    pub guest: &'a Guest,
     /// The guest agent accepts here. It alone keeps it: with a copy in the launcher, a connection
     /// to a sandbox whose agent is gone would be taken by the kernel and answered by nobody.
     pub listener: UnixListener,

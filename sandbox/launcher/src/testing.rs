@@ -118,7 +118,8 @@ impl Images for Part {
     }
 
     fn open(&self, id: &ImageId) -> Result<Option<OpenImage>, PartError> {
-        let image = OpenImage { rootfs: PathBuf::from("/"), in_use: Box::new(()) };
+        let words = ImageWords::default();
+        let image = OpenImage { rootfs: PathBuf::from("/"), words, in_use: Box::new(()) };
         Ok((id.as_str() == "image").then_some(image))
     }
 }
@@ -133,7 +134,9 @@ impl Profiles for Part {
                 pids: 64,
                 disk: ByteSize::mib(64),
             },
-            tools_as: ToolsAs::User,
+            tools_as: None,
+            workdir: None,
+            entrypoint: Entrypoint::None,
             env: Vec::new(),
         }))
     }

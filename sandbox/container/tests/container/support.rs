@@ -13,7 +13,7 @@ use base_types::{ByteSize, Epoch, SandboxId, VolumeId};
 use guest_protocol::boot::ToolsAs;
 use sandbox_api::Limits;
 use sandbox_container::{
-    ContainerSpec, Containers, StartError, Started, loopback_only, sealed_agent,
+    ContainerSpec, Containers, StartError, Started, ToolUser, loopback_only, sealed_agent,
 };
 use sandbox_volume::{Pool, PoolConfig, Volume};
 
@@ -126,7 +126,10 @@ impl Machine {
             listener: listener.as_fd(),
             network: network.as_fd(),
             tools_as: ToolsAs::User,
+            tool: ToolUser::agent(),
+            workdir: "/workspace".into(),
             env: vec![("GREETING".into(), "hello".into())],
+            entrypoint: None,
         };
         change(&mut spec);
         self.containers.start(&spec)

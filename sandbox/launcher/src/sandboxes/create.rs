@@ -12,7 +12,7 @@ use sandbox_api::{RestoredFrom, Sandbox, SandboxSpec, Tier};
 use super::end::end_waiters;
 use super::{Live, RUNNING_MAX, Sandboxes, Slot, Work};
 use crate::lock;
-use crate::parts::{OomWatch, OpenImage, Shape, StartContainer};
+use crate::parts::{Guest, OomWatch, OpenImage, Shape, StartContainer};
 use crate::ranges::TakeRangeError;
 use crate::table::{IdRange, Phase, Record};
 use crate::wire::Refusal;
@@ -145,6 +145,7 @@ impl Sandboxes {
         let Phase::Starting { range } = record.phase else {
             return Err(Refusal::Failed { why: "the record is not of a start".to_owned() });
         };
+        let guest = Guest::of(shape, &image.words);
         let started = self.parts.containers.start(StartContainer {
             sandbox: &record.sandbox,
             epoch: record.epoch,
@@ -152,6 +153,7 @@ impl Sandboxes {
             volume,
             id_base: range.base(),
             shape,
+            guest: &guest,
             listener,
         })?;
         let init = Arc::new(started.pidfd);

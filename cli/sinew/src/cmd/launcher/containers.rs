@@ -7,7 +7,7 @@ use base_types::SandboxId;
 use guest_protocol::boot;
 use sandbox_api::{Limits, SandboxUse};
 use sandbox_container::cgroup::{MemoryNotice, NoticeBy};
-use sandbox_container::{ContainerSpec, Containers};
+use sandbox_container::{ContainerSpec, Containers, ToolUser};
 use sandbox_launcher::parts::{self, Init, OomReady, OomWatch, PartError, StartContainer, Started};
 
 use super::failed;
@@ -59,11 +59,14 @@ impl parts::Containers for ContainerParts {
                 agent: self.agent.as_fd(),
                 listener: start.listener.as_fd(),
                 network: network.as_fd(),
-                tools_as: match start.shape.tools_as {
+                tools_as: match start.guest.tools_as {
                     parts::ToolsAs::User => boot::ToolsAs::User,
                     parts::ToolsAs::Root => boot::ToolsAs::Root,
                 },
-                env: start.shape.env.clone(),
+                tool: tool_user(&start.guest.user),
+                workdir: start.guest.workdir.clone(),
+                env: start.guest.env.clone(),
+                entrypoint: start.guest.entrypoint.clone(),
             })
             .map_err(|error| failed(&error))?;
         let oom = match self.oom_watch(start.sandbox) {
@@ -108,6 +111,16 @@ impl parts::Containers for ContainerParts {
     fn close(&self) -> Result<(), PartError> {
         let closed = self.containers.cgroups().close();
         closed.map_err(|error| PartError::Failed(format!("remove the control groups: {error}")))
+    }
+}
+
+fn tool_user(user: &parts::User) -> ToolUser {
+    ToolUser {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+        name: user.name.clone(),
+        home: user.home.clone(),
     }
 }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use base_types::ImageId;
 use sandbox_api::Image;
-use sandbox_image::{GetImageError, ImageStore, OpenStoreError};
-use sandbox_launcher::parts::{Images, OpenImage, PartError};
+use sandbox_image::{GetImageError, ImageConfig, ImageStore, OpenStoreError, ResolvedUser};
+use sandbox_launcher::parts::{ImageWords, Images, OpenImage, PartError, User};
 
 use super::failed;
 
@@ -38,9 +38,33 @@ impl Images for ImageParts {
         let found = self.find(id.as_str())?.filter(|image| image.id() == id);
         let Some(image) = found else { return Ok(None) };
         match self.store.lock_for_use(id) {
-            Ok(lock) => Ok(Some(OpenImage { rootfs: image.rootfs(), in_use: Box::new(lock) })),
+            Ok(lock) => {
+                let words = image.manifest.config.as_ref().map(words).unwrap_or_default();
+                Ok(Some(OpenImage { rootfs: image.rootfs(), words, in_use: Box::new(lock) }))
+            }
             Err(GetImageError::Missing { .. }) => Ok(None),
             Err(error) => Err(failed(&error)),
         }
+    }
+}
+
+fn words(config: &ImageConfig) -> ImageWords {
+    ImageWords {
+        user: config.user.as_ref().map(user),
+        workdir: config.workdir.clone(),
+        env: config.env.clone(),
+        command: config.entrypoint.iter().chain(&config.cmd).cloned().collect(),
+    }
+}
+
+/// One without a home gets the one that is made for the tools' user in every sandbox.
+fn user(user: &ResolvedUser) -> User {
+    let name = user.name.split(':').next().unwrap_or_default();
+    User {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+        name: name.to_owned(),
+        home: user.home.clone().unwrap_or_else(|| User::agent().home),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use base_config::{Config, ConfigErrors, Overrides, Pool, Profile, Sources};
 use base_types::ProfileName;
 use sandbox_api::{Limits, Tier};
-use sandbox_launcher::parts::{PartError, Profiles, Shape, ToolsAs};
+use sandbox_launcher::parts::{Entrypoint, PartError, Profiles, Shape, ToolsAs};
 
 use super::LauncherArgs;
 
@@ -87,9 +87,15 @@ fn shape(profile: &Profile) -> Shape {
             pids: profile.pids,
             disk: profile.disk,
         },
-        tools_as: match profile.tools_as {
+        tools_as: profile.tools_as.map(|who| match who {
             base_config::ToolsAs::User => ToolsAs::User,
             base_config::ToolsAs::Root => ToolsAs::Root,
+        }),
+        workdir: profile.workdir.clone(),
+        entrypoint: match &profile.entrypoint {
+            base_config::Entrypoint::None => Entrypoint::None,
+            base_config::Entrypoint::OfImage => Entrypoint::OfImage,
+            base_config::Entrypoint::Command(words) => Entrypoint::Command(words.clone()),
         },
         env: profile.env.clone().into_iter().collect(),
     }
