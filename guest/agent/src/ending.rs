@@ -190,7 +190,7 @@ impl Agent {
                     }
                     self.pump_input(id);
                 }
-                Ok(Some(Report::FailedToStart { reason })) => {
+                Ok(Some(Report::FailedToStart { reason, .. })) => {
                     self.finish(id, Exit::FailedToStart(reason), Block::Text);
                 }
                 Ok(Some(Report::Exited { code })) if killed.is_none() => {
@@ -230,9 +230,11 @@ impl Agent {
 
     /// What a dead supervisor adopted is now a child of PID 1, like nothing else that lives.
     /// Answers how many could not be killed.
-    fn sweep_orphans(&mut self, dead: Pid) -> usize {
+    pub(crate) fn sweep_orphans(&mut self, dead: Pid) -> usize {
         let mut spared: Vec<i32> = self.leftovers.iter().map(|left| left.pid.as_raw()).collect();
         spared.extend(self.shell.as_ref().map(|shell| shell.supervisor.pid.as_raw()));
+        let entrypoint = self.entrypoint.as_ref().and_then(|of| of.supervisor.as_ref());
+        spared.extend(entrypoint.map(|supervisor| supervisor.pid.as_raw()));
         for call in self.calls.values() {
             let Phase::Running(running) = &call.phase else { continue };
             match &running.work {
@@ -320,14 +322,10 @@ impl Agent {
             let Some(shell) = &mut self.shell else { return };
             match take_report(&shell.supervisor.control) {
                 Ok(None) => return,
-                Ok(Some(Report::FailedToStart { reason })) => {
+                Ok(Some(Report::FailedToStart { reason, missing })) => {
                     let id = shell.current.take();
                     self.shell = None;
-                    if let Some(id) = id {
-                        let reason = format!("{reason} (the shell needs /bin/bash in the image)");
-                        self.finish(&id, Exit::FailedToStart(reason), Block::Text);
-                    }
-                    return;
+                    return self.shell_did_not_start(id, reason, missing);
                 }
                 Ok(Some(report @ (Report::Exited { .. } | Report::Signaled { .. }))) => {
                     shell.exit = Some(report);
@@ -352,6 +350,17 @@ impl Agent {
                 Err(_) => self.shell_ended(),
             }
         }
+    }
+
+    fn shell_did_not_start(&mut self, id: Option<CallId>, reason: String, no_bash: bool) {
+        let Some(id) = id else { return };
+        if let Some(running) = self.calls.get_mut(&id).and_then(Call::running)
+            && no_bash
+        {
+            running.notes.push(Note::NoBash);
+        }
+        let reason = format!("{reason} (the shell needs /bin/bash in the image)");
+        self.finish(&id, Exit::FailedToStart(reason), Block::Text);
     }
 
     /// The supervisor is gone, or has given up on what cannot be killed.

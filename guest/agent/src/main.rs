@@ -15,6 +15,7 @@
 mod call;
 mod connection;
 mod ending;
+mod entrypoint;
 mod files;
 mod kept;
 mod payload;

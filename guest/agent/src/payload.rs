@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::unistd::AccessFlags;
 
 use crate::process::Identity;
 
@@ -25,6 +26,19 @@ pub struct Plan {
     pub descriptors: Vec<(OwnedFd, RawFd)>,
     /// Standard input is a terminal, which becomes the controlling one.
     pub terminal: bool,
+}
+
+/// Why a program did not start.
+pub struct Unstarted {
+    pub reason: String,
+    /// None of the places where it may be has it.
+    pub missing: bool,
+}
+
+impl From<String> for Unstarted {
+    fn from(reason: String) -> Self {
+        Self { reason, missing: false }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,14 +78,14 @@ impl Plan {
     }
 
     /// Becomes the program. Returns only when that failed, with the reason.
-    pub fn execute(&self, identity: &Identity) -> String {
+    pub fn execute(&self, identity: &Identity) -> Unstarted {
         match self.become_program(identity) {
             Ok(never) => match never {},
-            Err(reason) => reason,
+            Err(unstarted) => unstarted,
         }
     }
 
-    fn become_program(&self, identity: &Identity) -> Result<std::convert::Infallible, String> {
+    fn become_program(&self, identity: &Identity) -> Result<std::convert::Infallible, Unstarted> {
         nix::unistd::setsid().map_err(|e| format!("new session: {e}"))?;
         identity
             .become_payload(self.as_root)
@@ -84,18 +98,27 @@ impl Plan {
         reset_signals().map_err(|e| format!("reset signals: {e}"))?;
         self.enter_directory()?;
         let mut last = Errno::ENOENT;
+        let mut missing = true;
         for program in &self.programs {
             let Err(error) = nix::unistd::execve(program, &self.argv, &self.env);
             // What exists and cannot run says more than what does not exist.
             if error != Errno::ENOENT {
                 last = error;
             }
+            missing &= error == Errno::ENOENT
+                && nix::unistd::access(program.as_c_str(), AccessFlags::F_OK).is_err();
             if !matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) {
                 break;
             }
         }
         let name = self.argv.first().map(|name| name.to_string_lossy()).unwrap_or_default();
-        Err(format!("{name}: {}", describe(last)))
+        let reason = match last {
+            Errno::ENOENT if !missing => {
+                format!("{name}: it is there, but not its interpreter or library loader")
+            }
+            error => format!("{name}: {}", describe(error)),
+        };
+        Err(Unstarted { reason, missing })
     }
 
     fn enter_directory(&self) -> Result<(), String> {

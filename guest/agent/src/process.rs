@@ -32,6 +32,7 @@ pub struct Prepared {
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
+    pub groups: Vec<u32>,
     pub root: bool,
     /// `cgroup.procs` of the leaf for payload: one for each hierarchy.
     pub payload_procs: Vec<OwnedFd>,
@@ -60,10 +61,11 @@ pub fn prepare(boot: &BootArgs) -> io::Result<Prepared> {
         identity: Identity {
             uid: boot.tool_uid,
             gid: boot.tool_gid,
+            groups: boot.tool_groups.clone(),
             root: boot.tools_as == ToolsAs::Root,
             payload_procs: inherit_all(&boot.payload_procs_fds)?,
         },
-        env: with_defaults(env, &boot.home),
+        env: with_defaults(env, boot),
     })
 }
 
@@ -121,20 +123,20 @@ fn read_env(fd: OwnedFd) -> io::Result<Vec<(String, String)>> {
     Ok(text.split('\0').filter_map(pair).collect())
 }
 
-/// The profile's environment over what every tool needs, without the brain's own variables.
-fn with_defaults(profile: Vec<(String, String)>, home: &str) -> Vec<(String, String)> {
+/// The given environment over what every tool needs, without the brain's own variables.
+fn with_defaults(given: Vec<(String, String)>, boot: &BootArgs) -> Vec<(String, String)> {
     let defaults = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        ("HOME", home),
-        ("USER", "agent"),
-        ("LOGNAME", "agent"),
+        ("HOME", &*boot.home),
+        ("USER", &*boot.user_name),
+        ("LOGNAME", &*boot.user_name),
         ("SHELL", "/bin/bash"),
         ("LANG", "C.UTF-8"),
         ("TERM", "dumb"),
     ];
     let mut env: Vec<(String, String)> = Vec::new();
     let defaults = defaults.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    for (name, value) in defaults.into_iter().chain(profile) {
+    for (name, value) in defaults.into_iter().chain(given) {
         if !name.starts_with("ANTHROPIC_") {
             set_var(&mut env, name, value);
         }
@@ -206,10 +208,12 @@ impl Identity {
         }
         // Without /proc there is nothing to write to, and the score is a courtesy.
         let _ = std::fs::write("/proc/self/oom_score_adj", PAYLOAD_OOM_SCORE_ADJ);
-        nix::unistd::setgroups(&[])?;
         if self.root || as_root {
+            nix::unistd::setgroups(&[])?;
             return Ok(());
         }
+        let groups: Vec<Gid> = self.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        nix::unistd::setgroups(&groups)?;
         let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
         nix::unistd::setresgid(gid, gid, gid)?;
         nix::unistd::setresuid(uid, uid, uid)?;

@@ -14,6 +14,8 @@ pub enum Report {
     /// It does not, and never did.
     FailedToStart {
         reason: String,
+        /// The program is nowhere.
+        missing: bool,
     },
     Exited {
         code: i32,
@@ -65,7 +67,7 @@ impl Report {
         };
         match self {
             Report::Started { pid } => put(1, &[*pid as u32], ""),
-            Report::FailedToStart { reason } => put(2, &[], reason),
+            Report::FailedToStart { reason, missing } => put(2, &[u32::from(*missing)], reason),
             Report::Exited { code } => put(3, &[*code as u32], ""),
             Report::Signaled { signal } => put(4, &[*signal as u32], ""),
             Report::Swept { left, jobs } => put(5, &[*left, *jobs], ""),
@@ -90,7 +92,7 @@ impl Report {
         let text = |from: usize| Some(String::from_utf8_lossy(rest.get(from..)?).into_owned());
         Some(match kind {
             1 => Report::Started { pid: number(0)? as i32 },
-            2 => Report::FailedToStart { reason: text(0)? },
+            2 => Report::FailedToStart { missing: number(0)? != 0, reason: text(4)? },
             3 => Report::Exited { code: number(0)? as i32 },
             4 => Report::Signaled { signal: number(0)? as i32 },
             5 => Report::Swept { left: number(0)?, jobs: number(1)? },
@@ -149,7 +151,7 @@ mod tests {
     fn reports_and_orders_round_trip_and_garbage_is_none() {
         for report in [
             Report::Started { pid: 12 },
-            Report::FailedToStart { reason: "no such file".into() },
+            Report::FailedToStart { reason: "no such file".into(), missing: true },
             Report::Exited { code: 255 },
             Report::Signaled { signal: 9 },
             Report::Swept { left: 1, jobs: 2 },
@@ -174,7 +176,7 @@ mod tests {
         }
         assert_eq!(Report::decode(&[9, 9]), None);
         assert_eq!(Order::decode(&[1]), None);
-        let long = Report::FailedToStart { reason: "ä".repeat(9000) }.encode();
+        let long = Report::FailedToStart { reason: "ä".repeat(9000), missing: false }.encode();
         assert!(long.len() <= PACKET_BYTES_MAX);
     }
 }

@@ -6,6 +6,7 @@ use guest_protocol::wire::{self, ErrorCode, RequestBody, ResponseBody};
 use guest_protocol::{AgentInfo, CallId, CallState, Epoch, KillScope, PtySize, call_id};
 
 use crate::call::{PendingInput, Phase, Work};
+use crate::entrypoint::Entrypoint;
 use crate::report::Order;
 use crate::server::{Agent, Lingering};
 use crate::shell::PIPES_MAX;
@@ -287,6 +288,7 @@ impl Agent {
             running,
             uptime: self.started.elapsed(),
             kept_outputs: self.kept.count() as u64,
+            entrypoint: self.entrypoint.as_ref().map(Entrypoint::info),
         }
     }
 }

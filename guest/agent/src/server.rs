@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use crate::call::{Acked, Call, End, Flow, Phase, Tap, Work};
 use crate::connection::{self, Connection};
+use crate::entrypoint::Entrypoint;
 use crate::kept::Kept;
 use crate::process::{Identity, Prepared};
 use crate::requests::Waiter;
@@ -41,6 +42,7 @@ pub struct Agent {
     pub(crate) calls: HashMap<CallId, Call>,
     pub(crate) acked: Acked,
     pub(crate) kept: Kept,
+    pub(crate) entrypoint: Option<Entrypoint>,
     pub(crate) shell: Option<Shell>,
     /// A shell has died since the last command was answered.
     pub(crate) shell_lost: bool,
@@ -76,6 +78,8 @@ enum Source {
     ShellStatus,
     ShellOut,
     Leftover(Pid),
+    EntrypointControl,
+    EntrypointOut,
 }
 
 // === impl Agent ===
@@ -83,9 +87,11 @@ enum Source {
 impl Agent {
     pub fn new(boot: BootArgs, prepared: Prepared) -> Self {
         let outputs = Rc::new(prepared.output_dir);
+        let (identity, env) = (prepared.identity, prepared.env);
         Self {
-            identity: prepared.identity,
-            env: prepared.env,
+            entrypoint: Entrypoint::start(&boot, &identity, &env, &outputs),
+            identity,
+            env,
             listener: prepared.listener,
             signals: prepared.signals,
             connections: BTreeMap::new(),
@@ -177,6 +183,14 @@ impl Agent {
                 set.add(Source::ShellOut, &shell.out, libc::POLLIN);
             }
         }
+        if let Some(entrypoint) = &self.entrypoint {
+            if let Some(supervisor) = &entrypoint.supervisor {
+                set.add(Source::EntrypointControl, &supervisor.control, libc::POLLIN);
+            }
+            if let Some(output) = &entrypoint.output {
+                set.add(Source::EntrypointOut, output, libc::POLLIN);
+            }
+        }
         for supervisor in &self.leftovers {
             set.add(Source::Leftover(supervisor.pid), &supervisor.control, libc::POLLIN);
         }
@@ -205,6 +219,8 @@ impl Agent {
                 }
             }
             Source::Leftover(pid) => self.leftover_reports(pid),
+            Source::EntrypointControl => self.entrypoint_reports(),
+            Source::EntrypointOut => self.entrypoint_output(),
         }
     }
 

@@ -18,7 +18,7 @@ use guest_protocol::CallId;
 use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::payload::{Plan, PlanError, c_string, c_strings};
+use crate::payload::{Plan, PlanError, c_strings};
 use crate::process::{Identity, nonblocking, set_var};
 use crate::report::{Order, Report};
 use crate::supervisor::Supervisor;
@@ -33,7 +33,8 @@ const PIPES: &str = ".pipes";
 /// FIFOs that background jobs may hold; beyond it the oldest job's output is cut off.
 pub const PIPES_MAX: usize = 32;
 
-const BASH: &str = "/bin/bash";
+/// Where images have it.
+const BASH: [&str; 3] = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"];
 
 #[derive(Debug)]
 pub struct Shell {
@@ -94,7 +95,7 @@ impl Shell {
         }
         let env: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let plan = Plan {
-            programs: vec![c_string("program", BASH)?],
+            programs: c_strings("program", BASH)?,
             argv: c_strings("argument", ["bash", "--noprofile", "--norc"])?,
             env: c_strings("environment", env.iter().map(String::as_str))?,
             // The agent may have removed its work directory; a shell is how it makes a new one.

@@ -230,7 +230,7 @@ impl Agent {
 
     // === file tools ===
 
-    fn begin_file(&self, spec: FileSpec) -> Result<(Work, Tap), StartError> {
+    fn begin_file(&self, mut spec: FileSpec) -> Result<(Work, Tap), StartError> {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (control, theirs) = packet_pair()?;
         let mut keep = vec![writer.as_raw_fd(), theirs.as_raw_fd()];
@@ -239,6 +239,9 @@ impl Agent {
             close_others(&keep);
             if self.identity.become_payload(false).is_err() {
                 return 126;
+            }
+            if spec.in_workdir {
+                files::add_workdir(&mut spec, &self.boot.workdir);
             }
             let report = files::run(&spec, std::io::PipeWriter::from(writer));
             put_report(&theirs, &report);

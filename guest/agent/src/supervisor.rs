@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::payload::Plan;
+use crate::payload::{Plan, Unstarted};
 use crate::process::{self, Identity, close_others, fork_into};
 use crate::report::{Order, PACKET_BYTES_MAX, Report};
 use crate::tree;
@@ -84,7 +84,9 @@ pub fn put_report(control: &OwnedFd, report: &Report) {
 fn supervise(control: &OwnedFd, identity: &Identity, plan: Plan) {
     let main = match start_program(identity, plan) {
         Ok(main) => main,
-        Err(reason) => return put_report(control, &Report::FailedToStart { reason }),
+        Err(Unstarted { reason, missing }) => {
+            return put_report(control, &Report::FailedToStart { reason, missing });
+        }
     };
     put_report(control, &Report::Started { pid: main.as_raw() });
     let signals = match process::child_signals() {
@@ -111,16 +113,21 @@ fn supervise(control: &OwnedFd, identity: &Identity, plan: Plan) {
     }
 }
 
+/// How a failure begins on its way from the program's process.
+const MISSING: char = '?';
+const FAILED: char = '!';
+
 /// Forks the program and answers when `exec` has succeeded.
-fn start_program(identity: &Identity, plan: Plan) -> Result<Pid, String> {
+fn start_program(identity: &Identity, plan: Plan) -> Result<Pid, Unstarted> {
     let subreaper = nix::sys::prctl::set_child_subreaper(true);
     subreaper.map_err(|e| format!("become subreaper: {e}"))?;
     nix::unistd::setsid().map_err(|e| format!("new session: {e}"))?;
     let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC);
     let (failure, failure_writer) = pipe.map_err(|e| format!("make a pipe: {e}"))?;
     let main = fork_into(|| {
-        let reason = plan.execute(identity);
-        let _ = rustix::io::write(&failure_writer, reason.as_bytes());
+        let Unstarted { reason, missing } = plan.execute(identity);
+        let mark = if missing { MISSING } else { FAILED };
+        let _ = rustix::io::write(&failure_writer, format!("{mark}{reason}").as_bytes());
         127
     });
     let main = main.map_err(|e| format!("start a process: {e}"))?;
@@ -133,7 +140,8 @@ fn start_program(identity: &Identity, plan: Plan) -> Result<Pid, String> {
         return Ok(main);
     }
     let _ = waitpid(main, None);
-    Err(reason)
+    let missing = reason.starts_with(MISSING);
+    Err(Unstarted { reason: reason.chars().skip(1).collect(), missing })
 }
 
 struct Watched {

@@ -77,7 +77,10 @@ pub struct PtySize {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSpec {
-    /// The first root is the work directory: relative paths start there. Never empty.
+    /// The work directory that the agent was started with is a writable root before these. An
+    /// agent that does not know this (before version 2) was started with the first of them.
+    pub in_workdir: bool,
+    /// Relative paths start in the work directory, or without it in the first root. Never empty.
     pub roots: Vec<Root>,
     pub op: FileOp,
 }
@@ -184,6 +187,8 @@ pub enum Note {
     BackgroundOutput,
     /// Processes were still there when the time for killing them was over.
     Unkillable { processes: u64 },
+    /// The command was not started, because the image has no bash.
+    NoBash,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,4 +235,27 @@ pub struct AgentInfo {
     pub finished: u64,
     pub uptime: Duration,
     pub kept_outputs: u64,
+    /// What runs, or ran, beside the tools; `None` where nothing was asked for.
+    pub entrypoint: Option<EntrypointInfo>,
+}
+
+/// How the entrypoint fares. It is started once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntrypointInfo {
+    /// One line, cut where it is long.
+    pub command: String,
+    /// By the guest's clock, in milliseconds since 1970.
+    pub started_at_ms: u64,
+    /// `None`: it runs.
+    pub end: Option<EntrypointEnd>,
+    /// Everything that it and its descendants wrote.
+    pub output_bytes: u64,
+    /// The last of it.
+    pub tail: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntrypointEnd {
+    pub exit: Exit,
+    pub at_ms: u64,
 }

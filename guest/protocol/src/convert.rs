@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::call::{AgentInfo, Work};
+use crate::call::{AgentInfo, EntrypointEnd, EntrypointInfo, Work};
 use crate::version::printable;
 use crate::wire;
 use crate::{
-    Block, CallId, CallSpec, CallState, Epoch, ExecSpec, Exit, FRAME_BYTES_MAX, FileOp, FileSpec,
-    KillScope, Note, OUTCOME_BYTES_MAX, Outcome, OutputChunk, OutputLimits, PtySize, Root, RunAs,
-    ShellSpec,
+    Block, CallId, CallSpec, CallState, ENTRYPOINT_TAIL_BYTES_MAX, Epoch, ExecSpec, Exit,
+    FRAME_BYTES_MAX, FileOp, FileSpec, KillScope, Note, OUTCOME_BYTES_MAX, Outcome, OutputChunk,
+    OutputLimits, PtySize, Root, RunAs, ShellSpec,
 };
 
 /// A message that decodes but says something impossible.
@@ -24,6 +24,8 @@ pub enum Malformed {
 const NOTES_MAX: usize = 16;
 /// Texts in an outcome: a reason, a path, a media type.
 const TEXT_BYTES_MAX: usize = 8192;
+/// Of an entrypoint's command line.
+const COMMAND_CHARS_MAX: usize = 200;
 /// Calls an agent may claim to run.
 const RUNNING_MAX: usize = 1024;
 
@@ -33,6 +35,11 @@ pub fn call_id(text: &str) -> Result<CallId, Malformed> {
 
 fn short(text: String) -> Result<String, Malformed> {
     if text.len() <= TEXT_BYTES_MAX { Ok(text) } else { Err(Malformed::Impossible("text")) }
+}
+
+/// A text of the other end as it may stand in a log.
+fn one_line(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(COMMAND_CHARS_MAX).collect()
 }
 
 // === calls ===
@@ -156,6 +163,7 @@ impl From<FileSpec> for wire::File {
         let root = |root: Root| wire::Root { path: root.path, writable: root.writable };
         Self {
             roots: spec.roots.into_iter().map(root).collect(),
+            in_workdir: spec.in_workdir,
             op: Some(match spec.op {
                 FileOp::Read { path, lines } => wire::FileOp::Read(wire::Read {
                     path,
@@ -190,6 +198,7 @@ impl TryFrom<wire::File> for FileSpec {
         }
         let root = |root: wire::Root| Root { path: root.path, writable: root.writable };
         Ok(FileSpec {
+            in_workdir: file.in_workdir,
             roots: file.roots.into_iter().map(root).collect(),
             op: match file.op.ok_or(Malformed::Missing("file operation"))? {
                 wire::FileOp::Read(read) => FileOp::Read {
@@ -362,6 +371,7 @@ impl From<Note> for wire::Note {
             Note::Unkillable { processes } => {
                 (wire::NoteKind::Unkillable, String::new(), processes)
             }
+            Note::NoBash => (wire::NoteKind::NoBash, String::new(), 0),
         };
         Self { kind: kind.into(), text, number }
     }
@@ -382,6 +392,7 @@ impl Note {
             wire::NoteKind::SpoolError => Note::SpoolError(short(note.text)?),
             wire::NoteKind::BackgroundOutput => Note::BackgroundOutput,
             wire::NoteKind::Unkillable => Note::Unkillable { processes: note.number },
+            wire::NoteKind::NoBash => Note::NoBash,
         }))
     }
 }
@@ -414,6 +425,7 @@ impl From<AgentInfo> for wire::Info {
             finished: info.finished,
             uptime_ms: info.uptime.as_millis() as u64,
             kept_outputs: info.kept_outputs,
+            entrypoint: info.entrypoint.map(Into::into),
         }
     }
 }
@@ -433,6 +445,44 @@ impl TryFrom<wire::Info> for AgentInfo {
             finished: info.finished,
             uptime: Duration::from_millis(info.uptime_ms),
             kept_outputs: info.kept_outputs,
+            entrypoint: info.entrypoint.map(EntrypointInfo::try_from).transpose()?,
+        })
+    }
+}
+
+impl From<EntrypointInfo> for wire::Entrypoint {
+    fn from(info: EntrypointInfo) -> Self {
+        let end = |end: EntrypointEnd| wire::EntrypointEnd {
+            exit: Some(end.exit.into()),
+            at_ms: end.at_ms,
+        };
+        Self {
+            command: info.command,
+            started_at_ms: info.started_at_ms,
+            end: info.end.map(end),
+            output_bytes: info.output_bytes,
+            tail: info.tail,
+        }
+    }
+}
+
+impl TryFrom<wire::Entrypoint> for EntrypointInfo {
+    type Error = Malformed;
+
+    fn try_from(info: wire::Entrypoint) -> Result<Self, Malformed> {
+        if info.tail.len() > ENTRYPOINT_TAIL_BYTES_MAX {
+            return Err(Malformed::Impossible("output size"));
+        }
+        let end = |end: wire::EntrypointEnd| {
+            let exit = end.exit.ok_or(Malformed::Missing("exit"))?.try_into()?;
+            Ok(EntrypointEnd { exit, at_ms: end.at_ms })
+        };
+        Ok(EntrypointInfo {
+            command: one_line(&info.command),
+            started_at_ms: info.started_at_ms,
+            end: info.end.map(end).transpose()?,
+            output_bytes: info.output_bytes,
+            tail: info.tail,
         })
     }
 }
@@ -449,7 +499,7 @@ mod tests {
     fn every_kind_of_work_round_trips() {
         let file = |op| {
             let root = Root { path: "/workspace".into(), writable: true };
-            Work::File(FileSpec { roots: vec![root], op })
+            Work::File(FileSpec { in_workdir: true, roots: vec![root], op })
         };
         let exec = ExecSpec {
             argv: vec!["ls".into(), String::new()],
@@ -493,6 +543,7 @@ mod tests {
                 Note::SpoolError("disk quota exceeded".into()),
                 Note::BackgroundOutput,
                 Note::Unkillable { processes: 2 },
+                Note::NoBash,
             ],
             block: Block::Image { media_type: "image/png".into() },
             started_at_ms: 1,
@@ -504,6 +555,33 @@ mod tests {
         let mut lying = wire::Outcome::from(outcome.clone());
         lying.total_bytes = 7;
         assert_eq!(Outcome::try_from(lying), Err(Malformed::Impossible("output size")));
+        let info = AgentInfo {
+            epoch: Epoch(3),
+            build: "b".into(),
+            shell_alive: true,
+            running: vec![CallId::generate()],
+            finished: 1,
+            uptime: Duration::from_millis(5),
+            kept_outputs: 2,
+            entrypoint: Some(EntrypointInfo {
+                command: "nginx -g".into(),
+                started_at_ms: 1,
+                end: Some(EntrypointEnd { exit: Exit::Code(2), at_ms: 9 }),
+                output_bytes: 4,
+                tail: b"tail".to_vec(),
+            }),
+        };
+        assert_eq!(AgentInfo::try_from(wire::Info::from(info.clone())), Ok(info.clone()));
+        let lying = |change: fn(&mut wire::Entrypoint)| {
+            let mut wire = wire::Info::from(info.clone());
+            change(wire.entrypoint.as_mut().unwrap());
+            AgentInfo::try_from(wire)
+        };
+        let long = lying(|lie| lie.tail = vec![0; ENTRYPOINT_TAIL_BYTES_MAX + 1]);
+        assert_eq!(long, Err(Malformed::Impossible("output size")));
+        let odd = lying(|lie| lie.command = "a\n\x1b[31m".repeat(999)).unwrap();
+        assert_eq!(odd.entrypoint.unwrap().command.chars().count(), COMMAND_CHARS_MAX);
+
         let mut newer = wire::Outcome::from(outcome);
         newer.notes = vec![wire::Note { kind: 99, text: String::new(), number: 0 }];
         assert_eq!(Outcome::try_from(newer).unwrap().notes, vec![]);

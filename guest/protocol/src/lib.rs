@@ -30,7 +30,7 @@ pub mod wire;
 
 pub use base_types::{CallId, Epoch};
 pub use call::{
-    AgentInfo, Block, CallSpec, CallState, ExecSpec, Exit, FileOp, FileSpec, KillScope, Note,
+    AgentInfo, Block, CallSpec, CallState, EntrypointEnd, EntrypointInfo, ExecSpec, Exit, FileOp, FileSpec, KillScope, Note,
     Outcome, OutputChunk, OutputLimits, PtySize, Root, RunAs, ShellSpec, StdinData, Work,
 };
 #[cfg(feature = "client")]
@@ -48,6 +48,12 @@ pub const CHUNK_BYTES_MAX: usize = 512 << 10;
 
 /// Head and tail of an outcome together; leaves room in a frame for notes and paths.
 pub const OUTCOME_BYTES_MAX: usize = 768 << 10;
+
+/// The end of an entrypoint's output that its info repeats; all that is kept is in its log.
+pub const ENTRYPOINT_TAIL_BYTES_MAX: usize = 2048;
+
+/// The entrypoint's log, in the directory of outputs.
+pub const ENTRYPOINT_LOG: &str = "entrypoint.log";
 
 /// Where tools see the kept outputs, read-only.
 pub const OUTPUT_PATH: &str = "/run/sinew/output";

@@ -229,6 +229,8 @@ pub struct File {
     pub roots: Vec<Root>,
     #[prost(oneof = "FileOp", tags = "2,3,4,5,6")]
     pub op: Option<FileOp>,
+    #[prost(bool, tag = "7")]
+    pub in_workdir: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -408,6 +410,7 @@ pub enum NoteKind {
     SpoolError = 5,
     BackgroundOutput = 6,
     Unkillable = 7,
+    NoBash = 8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -447,4 +450,28 @@ pub struct Info {
     pub uptime_ms: u64,
     #[prost(uint64, tag = "7")]
     pub kept_outputs: u64,
+    #[prost(message, optional, tag = "8")]
+    pub entrypoint: Option<Entrypoint>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Entrypoint {
+    #[prost(string, tag = "1")]
+    pub command: String,
+    #[prost(uint64, tag = "2")]
+    pub started_at_ms: u64,
+    #[prost(message, optional, tag = "3")]
+    pub end: Option<EntrypointEnd>,
+    #[prost(uint64, tag = "4")]
+    pub output_bytes: u64,
+    #[prost(bytes = "vec", tag = "5")]
+    pub tail: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct EntrypointEnd {
+    #[prost(oneof = "Exit", tags = "1,2,3,4,5,6")]
+    pub exit: Option<Exit>,
+    #[prost(uint64, tag = "7")]
+    pub at_ms: u64,
 }

@@ -69,7 +69,7 @@ fn write_seeds() {
     for (name, work) in [
         ("shell", Work::Shell(ShellSpec::Command("echo".into()))),
         ("restart", Work::Shell(ShellSpec::Restart(None))),
-        ("file", Work::File(FileSpec { roots: vec![root], op: grep })),
+        ("file", Work::File(FileSpec { in_workdir: false, roots: vec![root], op: grep })),
     ] {
         let limits = OutputLimits::default();
         let spec = CallSpec { timeout: Duration::from_secs(1), limits, work };

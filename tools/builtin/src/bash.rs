@@ -18,6 +18,11 @@ const FIELDS: [Field; 3] = [
     Field { name: "restart", kind: Kind::Boolean, required: false },
     Field { name: "timeout_ms", kind: Kind::Integer, required: false },
 ];
+/// What helps where there is no bash. The model cannot; it passes on what the operator can do.
+const NO_BASH: &str = "bash: there is no bash in this sandbox's image, so this tool cannot run \
+                       commands here; read, write, edit, glob and grep work. Who operates the \
+                       sandbox can put bash into the image (`apk add bash`, `apt-get install \
+                       bash`) and import it again, or name another image in the profile.";
 /// A path that the agent names; the real ones are under 100 characters.
 const OUTPUT_PATH_CHARS_MAX: usize = 200;
 
@@ -98,7 +103,8 @@ impl Request {
 
 fn render(outcome: &Outcome, restart: bool, timeout: Duration) -> ToolAnswer {
     let mut lines: Vec<String> = Vec::new();
-    if restart {
+    let no_bash = outcome.notes.contains(&Note::NoBash);
+    if restart && !no_bash {
         lines.push("bash session restarted".to_owned());
     } else if outcome.notes.contains(&Note::ShellRestarted) {
         lines.push(
@@ -120,7 +126,10 @@ fn render(outcome: &Outcome, restart: bool, timeout: Duration) -> ToolAnswer {
     if !says_nothing {
         lines.push(output);
     }
-    let end = end_of(&outcome.exit, timeout);
+    let end = match no_bash {
+        true => End::Failed { text: NO_BASH.to_owned(), summary: "no bash".to_owned() },
+        false => end_of(&outcome.exit, timeout),
+    };
     if says_nothing && !restart && !matches!(end, End::Failed { .. }) {
         lines.push(NO_OUTPUT.to_owned());
     }
@@ -187,7 +196,7 @@ fn end_of(exit: &Exit, timeout: Duration) -> End {
 fn note_line(note: &Note, outcome: &Outcome, output_path: Option<&str>) -> Option<String> {
     let shell_is_gone = matches!(outcome.exit, Exit::TimedOut | Exit::ShellDied(_));
     Some(match note {
-        Note::ShellRestarted => return None,
+        Note::ShellRestarted | Note::NoBash => return None,
         Note::ShellEnded if shell_is_gone => return None,
         Note::ShellEnded => {
             "[the shell ended with this command; the next one gets a new shell]".to_owned()
@@ -329,6 +338,8 @@ mod tests {
             vec![],
             ("bash: the command was not started: no /bin/bash", true),
         );
+        let missing = Exit::FailedToStart("bash: no such file or directory".into());
+        check(missing, "", vec![Note::NoBash], (NO_BASH, true));
     }
 
     #[test]

@@ -15,8 +15,9 @@ use crate::call::{self, NoOutcome, REASON_CHARS_MAX, failed_later};
 use crate::input::{self, Field, Input, Kind};
 use crate::text::{NO_OUTPUT, line};
 
-/// Where tools work; relative paths start here.
-const WORKDIR: &str = "/workspace";
+/// Where agents are told that they work. It is a root also where the profile or the image chose
+/// another directory to start in.
+const WORKSPACE: &str = "/workspace";
 /// All of a file tool's text fits: `read` answers with at most 256 KiB, `grep` with 100 KiB,
 /// `glob` with 200 paths.
 const HEAD_BYTES: u32 = 600 << 10;
@@ -123,7 +124,7 @@ impl FileTool {
         let spec = CallSpec {
             timeout: context.limits.other,
             limits: OutputLimits { head_bytes: HEAD_BYTES, tail_bytes: 0, ..Default::default() },
-            work: Work::File(FileSpec { roots: roots(), op }),
+            work: Work::File(FileSpec { in_workdir: true, roots: roots(), op }),
         };
         let outcome = call::run(self.name(), context, &spec).await?;
         if let Err(answer) = self.check_end(&outcome.exit, context) {
@@ -217,7 +218,7 @@ impl FileTool {
 
 fn roots() -> Vec<Root> {
     vec![
-        Root { path: WORKDIR.to_owned(), writable: true },
+        Root { path: WORKSPACE.to_owned(), writable: true },
         Root { path: OUTPUT_PATH.to_owned(), writable: false },
     ]
 }

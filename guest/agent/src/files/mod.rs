@@ -12,7 +12,7 @@ mod walk;
 
 use std::io::{PipeWriter, Write};
 
-use guest_protocol::{Block, FileOp, FileSpec};
+use guest_protocol::{Block, FileOp, FileSpec, Root};
 
 use crate::report::Report;
 use roots::Roots;
@@ -30,6 +30,15 @@ pub struct Refused(pub String);
 
 pub fn refused<T>(text: impl Into<String>) -> Result<T, Refused> {
     Err(Refused(text.into()))
+}
+
+/// Makes the work directory the first root, by what it is where it is a link.
+pub fn add_workdir(spec: &mut FileSpec, workdir: &str) {
+    let real = std::fs::canonicalize(workdir).ok();
+    let real = real.and_then(|path| path.into_os_string().into_string().ok());
+    let path = real.unwrap_or_else(|| workdir.to_owned());
+    spec.roots.retain(|root| root.path != path);
+    spec.roots.insert(0, Root { path, writable: true });
 }
 
 /// Runs one tool in the calling child.

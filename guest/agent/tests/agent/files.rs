@@ -105,7 +105,7 @@ async fn images_and_documents_come_whole() {
     sandbox.put("b.pdf", b"%PDF");
     sandbox.put("over.jpg", [&image[..], b"x"].concat());
     let root = Root { path: sandbox.path("work").display().to_string(), writable: true };
-    let work = Work::File(FileSpec { roots: vec![root], op: read("a.PNG") });
+    let work = Work::File(FileSpec { in_workdir: false, roots: vec![root], op: read("a.PNG") });
     let id = CallId::generate();
     let limits = OutputLimits::default();
     let spec = CallSpec { timeout: Duration::from_secs(20), limits, work };

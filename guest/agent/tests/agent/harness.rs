@@ -199,7 +199,7 @@ impl Sandbox {
         self.run(&CallSpec {
             timeout: Duration::from_secs(20),
             limits: OutputLimits { head_bytes: 400_000, tail_bytes: 0, spool_bytes: 64 << 20 },
-            work: Work::File(FileSpec { roots, op }),
+            work: Work::File(FileSpec { in_workdir: false, roots, op }),
         })
         .await
     }

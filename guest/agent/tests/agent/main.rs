@@ -1,5 +1,6 @@
 //! The real agent, as PID 1 of a PID namespace of its own, spoken to as the host does.
 
+mod entrypoint;
 mod exec;
 mod files;
 mod harness;
