@@ -77,6 +77,14 @@ pub async fn sandbox_as(test: &str, tools_as: ToolsAs) -> Option<Sandbox> {
 
 /// `prepare` is run by `bash` in the sandbox's mount namespace, before the agent.
 pub async fn sandbox_after(test: &str, tools_as: ToolsAs, prepare: &str) -> Option<Sandbox> {
+    sandbox_with(test, prepare, |boot| boot.tools_as = tools_as).await
+}
+
+pub async fn sandbox_with(
+    test: &str,
+    prepare: &str,
+    change: impl FnOnce(&mut BootArgs),
+) -> Option<Sandbox> {
     if let Some(reason) = obstacle() {
         eprintln!("SKIP {test}: {reason}");
         return None;
@@ -91,12 +99,17 @@ pub async fn sandbox_after(test: &str, tools_as: ToolsAs, prepare: &str) -> Opti
         }
     }
     let socket = directory.path().join("agent.sock");
-    let init = start_agent(directory.path(), &socket, tools_as, prepare);
+    let init = start_agent(directory.path(), &socket, prepare, change);
     let client = connect(&socket).await;
     Some(Sandbox { directory, client, init, socket })
 }
 
-fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs, prepare: &str) -> Child {
+fn start_agent(
+    directory: &Path,
+    socket: &Path,
+    prepare: &str,
+    change: impl FnOnce(&mut BootArgs),
+) -> Child {
     let listener: OwnedFd = UnixListener::bind(socket).unwrap().into();
     let outputs: OwnedFd = File::open(directory.join("out")).unwrap().into();
     let mut env = tempfile::tempfile_in(directory).unwrap();
@@ -105,10 +118,10 @@ fn start_agent(directory: &Path, socket: &Path, tools_as: ToolsAs, prepare: &str
     let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
     let mut boot = BootArgs::new(100, 101, 5);
     boot.env_fd = Some(102);
-    boot.tools_as = tools_as;
     boot.workdir = path("work");
     boot.output_path = path("out");
     boot.home = path("home");
+    change(&mut boot);
     let inherited =
         [(listener.as_raw_fd(), 100), (outputs.as_raw_fd(), 101), (env.as_raw_fd(), 102)];
     let mut command = Command::new("unshare");
