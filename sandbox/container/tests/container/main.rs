@@ -1,6 +1,7 @@
 //! Containers on this machine: real namespaces, overlay, volume, cgroups and system-call filter.
 //! What cannot run here says `SKIP`.
 
+mod images;
 mod leftovers;
 mod life;
 mod limits;

@@ -3,29 +3,46 @@
 use std::time::Duration;
 
 use guest_protocol::{
-    CallId, CallSpec, ExecSpec, Exit, GuestClient, OutputLimits, PtySize, RunAs, ShellSpec, Work,
+    CallId, CallSpec, ExecSpec, Exit, GuestClient, Outcome, OutputLimits, PtySize, RunAs,
+    ShellSpec, Work,
 };
 use tokio::net::UnixStream;
 
 use crate::support::{LIMITS, Machine, Sandbox};
 
-struct Agent(GuestClient);
+pub struct Agent(GuestClient);
 
 impl Agent {
-    async fn of(sandbox: &Sandbox) -> Self {
+    pub async fn of(sandbox: &Sandbox) -> Self {
         let stream = UnixStream::connect(&sandbox.socket).await.unwrap();
         let (client, driver) = GuestClient::connect(stream, "test").await.unwrap();
         tokio::spawn(driver);
         Self(client)
     }
 
-    async fn run(&self, work: Work) -> (Exit, String) {
+    pub fn client(&self) -> &GuestClient {
+        &self.0
+    }
+
+    pub async fn outcome(&self, work: Work) -> Outcome {
         let id = CallId::generate();
         let (timeout, limits) = (Duration::from_secs(30), OutputLimits::default());
         self.0.start(&id, &CallSpec { timeout, limits, work }).await.unwrap();
         let outcome = self.0.wait(&id).await.unwrap();
         self.0.ack(&id).await.unwrap();
+        outcome
+    }
+
+    pub async fn run(&self, work: Work) -> (Exit, String) {
+        let outcome = self.outcome(work).await;
         (outcome.exit, String::from_utf8_lossy(&outcome.head).into_owned())
+    }
+
+    /// A program as the tool's user.
+    pub async fn exec(&self, argv: &[&str]) -> (Exit, String) {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        let (env, cwd, run_as) = (Vec::new(), None, RunAs::Tool);
+        self.run(Work::Exec(ExecSpec { argv, env, cwd, run_as, stdin: false, pty: None })).await
     }
 
     /// In the persistent shell, as the tool's user.
@@ -35,7 +52,7 @@ impl Agent {
         output
     }
 
-    async fn root(&self, command: &str, pty: Option<PtySize>) -> String {
+    pub async fn root(&self, command: &str, pty: Option<PtySize>) -> String {
         let argv = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
         let (env, cwd, run_as) = (Vec::new(), None, RunAs::Root);
         let spec = ExecSpec { argv, env, cwd, run_as, stdin: false, pty };
