@@ -10,10 +10,12 @@ mod binary;
 mod brain;
 mod installation;
 mod machine;
+mod postgres;
 mod skip;
 
 pub use binary::sinew_binary;
 pub use brain::{Brain, Played, PostedResult, Verdict};
 pub use installation::{Installation, Options};
 pub use machine::{BINARY_IN_MACHINE, Machine};
+pub use postgres::{Ending, Postgres, PostgresSettings};
 pub use skip::{SHARED_IMAGES, can_run_sandboxes, skip};

@@ -15,6 +15,7 @@ mod change;
 pub mod contract;
 mod log;
 mod node;
+mod outage;
 mod session;
 mod work;
 
@@ -27,6 +28,7 @@ pub use call::{CallEnd, CallRecord, CallState, NewCall, StartedAt};
 pub use change::{Change, LOG_INPUT_CHARS_MAX};
 pub use log::{LogEntry, LogEvent};
 pub use node::Owner;
+pub use outage::Outage;
 pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord, Untold};
 pub use work::{NewWork, Sealed, WorkEnd, WorkPhase, WorkRecord};
 
@@ -167,6 +169,16 @@ pub enum StoreError {
     /// A row that this version cannot read: written by a later one, or damaged.
     #[error("{what} {id} cannot be read: {why}")]
     Unreadable { what: &'static str, id: String, why: String },
+    /// The database cannot be used at the moment, and waiting as long as a store waits by itself
+    /// did not help. Whether what was asked for happened is not known: what the journal says when
+    /// it can be read again is what happened.
+    #[error("{action}: {outage}")]
+    Unavailable {
+        action: &'static str,
+        outage: Outage,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{action}")]
     Database {
         action: &'static str,

@@ -1,26 +1,53 @@
 //! One batch of changes: whose it is, what each change does, and the lines it adds to the log.
 
 use base_types::{Generation, SessionId};
-use sqlx::{Row, SqliteConnection};
 use store_api::{Change, LogEvent, StoreError};
+use uuid::Uuid;
 
-use crate::dialect::now_ms;
-use crate::{calls, failed, sessions, stored, work};
+use crate::database::{Connection, query};
+use crate::dialect::{Statement, sql};
+use crate::failure::failed;
+use crate::{calls, sessions, stored, work};
 
 /// Checks the owner, locks the row, and reserves one position of the log per change, all at once.
-const OPEN_BATCH: &str = concat!(
+///
+/// PostgreSQL also remembers the batch by its key: whoever repeats it, because the answer to the
+/// commit was lost, finds it there, and waits for it while it is still being committed.
+const OPEN_BATCH: Statement = sql!(
+    (postgres
+        "WITH batch AS ( \
+            INSERT INTO batches (id, at) VALUES ($5, "),
+    (postgres now_ms),
+    (postgres ") ON CONFLICT DO NOTHING RETURNING id) "),
     "UPDATE sessions SET next_seq = next_seq + $3, \
      updated_at = CASE WHEN $4 THEN ",
-    now_ms!(),
+    now_ms,
     " ELSE updated_at END \
-     WHERE id = $1 AND generation = $2 RETURNING next_seq - $3 AS seq, ",
-    now_ms!(),
-    " AS now"
+     WHERE id = $1 AND generation = $2 RETURNING next_seq - $3 AS seq, \
+     CASE WHEN $4 THEN updated_at ELSE ",
+    now_ms,
+    " END AS now",
+    (postgres ", EXISTS (SELECT 1 FROM batch) AS is_new"),
 );
 
+/// A batch as its caller gave it, and the key by which a repetition is known.
+pub(crate) struct Incoming<'a> {
+    session: &'a SessionId,
+    generation: Generation,
+    changes: &'a [Change],
+    key: Uuid,
+}
+
+impl<'a> Incoming<'a> {
+    pub fn new(session: &'a SessionId, generation: Generation, changes: &'a [Change]) -> Self {
+        // Ordered by time: the index of keys grows at its end.
+        Self { session, generation, changes, key: Uuid::now_v7() }
+    }
+}
+
 /// What each change of a batch works with.
-pub(crate) struct Batch<'a> {
-    pub connection: &'a mut SqliteConnection,
+pub(crate) struct Batch<'a, 'c> {
+    pub connection: &'a mut Connection<'c>,
     pub session: &'a SessionId,
     pub now: i64,
     /// The position of the present change in the session's log.
@@ -28,28 +55,32 @@ pub(crate) struct Batch<'a> {
 }
 
 pub(crate) async fn apply(
-    connection: &mut SqliteConnection,
-    session: &SessionId,
-    generation: Generation,
-    changes: &[Change],
+    connection: &mut Connection<'_>,
+    incoming: &Incoming<'_>,
 ) -> Result<(), StoreError> {
+    let Incoming { session, generation, changes, key } = *incoming;
     // A heartbeat is not activity: it would put every live session at the top of every list.
     let activity = !changes.iter().all(Change::is_beat);
-    let row = sqlx::query(OPEN_BATCH)
+    let mut open = query(OPEN_BATCH)
         .bind(session.as_str())
         .bind(i64::try_from(generation.0).unwrap_or(-1))
         .bind(stored(changes.len() as u64, "batch", "length")?)
-        .bind(activity)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(failed("apply changes"))?;
+        .bind(activity);
+    let remembers = matches!(connection, Connection::Postgres(_));
+    if remembers {
+        open = open.bind(key.as_bytes().as_slice());
+    }
+    let row = open.optional(connection).await.map_err(failed("apply changes"))?;
     let Some(row) = row else {
         return Err(not_owner(connection, session, generation).await?);
     };
+    if remembers && !row.get::<bool>("is_new").map_err(failed("apply changes"))? {
+        return Ok(());
+    }
     let mut batch = Batch {
         session,
-        now: row.try_get("now").map_err(failed("apply changes"))?,
-        seq: row.try_get("seq").map_err(failed("apply changes"))?,
+        now: row.get("now").map_err(failed("apply changes"))?,
+        seq: row.get("seq").map_err(failed("apply changes"))?,
         connection,
     };
     for change in changes {
@@ -63,13 +94,13 @@ pub(crate) async fn apply(
 }
 
 async fn not_owner(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection<'_>,
     session: &SessionId,
     generation: Generation,
 ) -> Result<StoreError, StoreError> {
-    let known = sqlx::query("SELECT id FROM sessions WHERE id = $1")
+    let known = query(sql!("SELECT id FROM sessions WHERE id = $1"))
         .bind(session.as_str())
-        .fetch_optional(connection)
+        .optional(connection)
         .await
         .map_err(failed("apply changes"))?;
     Ok(match known {
@@ -78,7 +109,7 @@ async fn not_owner(
     })
 }
 
-impl Batch<'_> {
+impl Batch<'_, '_> {
     async fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
         match change {
             Change::WorkAcked { work } => work::acked(self, work).await,
@@ -98,12 +129,12 @@ impl Batch<'_> {
     }
 
     async fn log(&mut self, event: &LogEvent) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO log (session, seq, at, event) VALUES ($1, $2, $3, $4)")
+        query(sql!("INSERT INTO log (session, seq, at, event) VALUES ($1, $2, $3, $4)"))
             .bind(self.session.as_str())
             .bind(self.seq)
             .bind(self.now)
             .bind(json(event, "log")?)
-            .execute(&mut *self.connection)
+            .execute(self.connection)
             .await
             .map_err(failed("write log"))?;
         Ok(())

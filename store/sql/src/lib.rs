@@ -1,5 +1,5 @@
-//! The journal in SQL. SQLite is the embedded default; every statement is written so that
-//! PostgreSQL takes it too, and what must differ is in [`dialect`].
+//! The journal in SQL: in a file of SQLite's, which is the embedded default, or in PostgreSQL,
+//! which several nodes share. Every statement is written once; what must differ is in [`dialect`].
 //!
 //! **Invariant:** each method of the contract that writes is one transaction, committed with a
 //! sync of the log before it returns. Dropping its future before then leaves either all of it or
@@ -8,51 +8,53 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod backend;
 mod calls;
 mod claim;
+mod database;
 mod dialect;
+mod failure;
 mod nodes;
 mod open;
+mod postgres;
 mod prune;
 mod read;
 mod rows;
 mod sessions;
+mod sqlite;
 mod work;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
-use sqlx::{Sqlite, SqlitePool, Transaction};
 use store_api::{
     CallRecord, Change, LogEntry, NewWork, Owner, SessionFilter, SessionRecord, Store, StoreError,
     WorkRecord,
 };
 
-pub use open::OpenError;
+use backend::{Backend, attempt};
 
-/// The journal in one SQLite file.
+pub use open::OpenError;
+pub use postgres::{Encryption, Host, PostgresOptions, ServerFacts, drop_schema, inspect};
+
+/// The journal, in one SQLite file or one schema of a PostgreSQL database.
 #[derive(Clone, Debug)]
 pub struct SqlStore {
-    /// One connection: SQLite has one writer, and waiting here is fair where its lock is not.
-    writer: SqlitePool,
-    readers: SqlitePool,
+    backend: Backend,
 }
 
 impl SqlStore {
-    /// Waits for what is running and closes the file.
+    /// Waits for what is running and closes the connections.
     pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        self.backend.close().await;
     }
 }
 
 #[async_trait]
 impl Store for SqlStore {
     async fn claim_work(&self, work: &NewWork) -> Result<(), StoreError> {
-        let mut transaction = self.writer.begin().await.map_err(failed("claim work"))?;
-        let done = claim::claim_work(&mut transaction, work).await;
-        finish(transaction, done, "claim work").await
+        attempt!(self.backend, write, "claim work", |c| claim::claim_work(c, work))
     }
 
     async fn take_session(
@@ -60,21 +62,19 @@ impl Store for SqlStore {
         session: &SessionId,
         node: &NodeId,
     ) -> Result<Generation, StoreError> {
-        let mut transaction = self.writer.begin().await.map_err(failed("take session"))?;
-        let taken = claim::take_session(&mut transaction, session, node).await;
-        finish(transaction, taken, "take session").await
+        attempt!(self.backend, write, "take session", |c| claim::take_session(c, session, node))
     }
 
     async fn renew_node(&self, node: &NodeId, ttl: Duration) -> Result<(), StoreError> {
-        nodes::renew(&self.writer, node, ttl).await
+        attempt!(self.backend, write, "renew node", |c| nodes::renew(c, node, ttl))
     }
 
     async fn retire_node(&self, node: &NodeId) -> Result<(), StoreError> {
-        nodes::retire(&self.writer, node).await
+        attempt!(self.backend, write, "retire node", |c| nodes::retire(c, node))
     }
 
     async fn owner(&self, session: &SessionId) -> Result<Option<Owner>, StoreError> {
-        nodes::owner(&self.readers, session).await
+        attempt!(self.backend, read, "read owner", |c| nodes::owner(c, session))
     }
 
     async fn apply(
@@ -83,17 +83,17 @@ impl Store for SqlStore {
         generation: Generation,
         changes: &[Change],
     ) -> Result<(), StoreError> {
-        let mut transaction = self.writer.begin().await.map_err(failed("apply changes"))?;
-        let done = apply::apply(&mut transaction, session, generation, changes).await;
-        finish(transaction, done, "apply changes").await
+        // The same for every attempt, so that a batch whose answer was lost is not applied twice.
+        let batch = apply::Incoming::new(session, generation, changes);
+        attempt!(self.backend, write, "apply changes", |c| apply::apply(c, &batch))
     }
 
     async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError> {
-        read::session(&self.readers, session).await
+        attempt!(self.backend, read, "read session", |c| read::session(c, session))
     }
 
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRecord>, StoreError> {
-        read::sessions(&self.readers, filter).await
+        attempt!(self.backend, read, "list sessions", |c| read::sessions(c, filter))
     }
 
     async fn owned_sessions(
@@ -102,19 +102,21 @@ impl Store for SqlStore {
         after: Option<&SessionId>,
         limit: u32,
     ) -> Result<Vec<SessionRecord>, StoreError> {
-        read::owned_sessions(&self.readers, node, after, limit).await
+        attempt!(self.backend, read, "list owned sessions", |c| {
+            read::owned_sessions(c, node, after, limit)
+        })
     }
 
     async fn work(&self, work: &WorkId) -> Result<Option<WorkRecord>, StoreError> {
-        read::work(&self.readers, work).await
+        attempt!(self.backend, read, "read work", |c| read::work(c, work))
     }
 
     async fn open_work(&self, node: &NodeId) -> Result<Vec<WorkRecord>, StoreError> {
-        read::open_work(&self.readers, node).await
+        attempt!(self.backend, read, "list work", |c| read::open_work(c, node))
     }
 
     async fn call(&self, call: &CallId) -> Result<Option<CallRecord>, StoreError> {
-        read::call(&self.readers, call).await
+        attempt!(self.backend, read, "read call", |c| read::call(c, call))
     }
 
     async fn call_for(
@@ -122,7 +124,7 @@ impl Store for SqlStore {
         session: &SessionId,
         tool_use: &ToolUseId,
     ) -> Result<Option<CallRecord>, StoreError> {
-        read::call_for(&self.readers, session, tool_use).await
+        attempt!(self.backend, read, "read call", |c| read::call_for(c, session, tool_use))
     }
 
     async fn calls(
@@ -131,11 +133,11 @@ impl Store for SqlStore {
         after: Option<u64>,
         limit: u32,
     ) -> Result<Vec<CallRecord>, StoreError> {
-        read::calls(&self.readers, session, after, limit).await
+        attempt!(self.backend, read, "list calls", |c| read::calls(c, session, after, limit))
     }
 
     async fn open_calls(&self, session: &SessionId) -> Result<Vec<CallRecord>, StoreError> {
-        read::open_calls(&self.readers, session).await
+        attempt!(self.backend, read, "list open calls", |c| read::open_calls(c, session))
     }
 
     async fn log(
@@ -144,41 +146,25 @@ impl Store for SqlStore {
         after: Option<u64>,
         limit: u32,
     ) -> Result<Vec<LogEntry>, StoreError> {
-        read::log(&self.readers, session, after, limit).await
+        attempt!(self.backend, read, "read log", |c| read::log(c, session, after, limit))
     }
 
     async fn prune(&self, before: Timestamp) -> Result<u64, StoreError> {
-        prune::prune(&self.writer, before).await
+        prune::prune(&self.backend, before, self.now().await?).await
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
-        read::now(&self.readers).await
+        attempt!(self.backend, read, "read clock", |c| read::now(c))
     }
-}
-
-/// Commits what went well and takes back what did not.
-async fn finish<T>(
-    transaction: Transaction<'_, Sqlite>,
-    done: Result<T, StoreError>,
-    action: &'static str,
-) -> Result<T, StoreError> {
-    match done {
-        Ok(value) => transaction.commit().await.map(|()| value).map_err(failed(action)),
-        Err(error) => {
-            // One that fails leaves its mark on the connection, which is then not used again.
-            let _ = transaction.rollback().await;
-            Err(error)
-        }
-    }
-}
-
-/// Names what was being done when the database failed.
-fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Database { action, source: Box::new(source) }
 }
 
 /// An integer as the database holds it. Counters start near zero; one beyond 2^63 is damage.
 fn stored(value: u64, change: &'static str, what: &str) -> Result<i64, StoreError> {
     i64::try_from(value)
         .map_err(|_| StoreError::Refused { change, why: format!("{what} {value} is too large") })
+}
+
+/// A text that somebody else chose, without the one character that PostgreSQL does not hold.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }

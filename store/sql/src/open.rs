@@ -1,182 +1,101 @@
-//! Opening the journal: the file's rights, the connections' settings, the schema.
+//! Why a journal could not be opened, and what to do about it.
 
-use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, SqlitePool};
+use store_api::Outage;
 
-use crate::SqlStore;
+type Source = Box<dyn std::error::Error + Send + Sync>;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
-
-/// Readers run beside the writer (WAL); more than this only compete for two or four cores.
-const READERS_MAX: u32 = 4;
-
-/// A statement waits this long for another process's lock (`doctor`, a backup) before it fails.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A writer waits this long for those before it. A commit takes under a millisecond, so a queue
-/// this long means that the disk stands still.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The write-ahead log is cut back to this size after a checkpoint, so that one large result
-/// does not keep its space for ever.
-const WAL_BYTES_KEPT: &str = "67108864";
-
-/// The journal holds results and sealed credentials: its owner's, and nobody else's.
-const FILE_MODE: u32 = 0o600;
-
+/// `place` is a file, or the address of a database without its password.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot create or open the journal {path}")]
+    #[error("cannot create or open the journal {place}")]
     File {
-        path: PathBuf,
+        place: String,
         #[source]
         source: io::Error,
     },
     #[error(
-        "the journal {path} is not a database, or is damaged: restore it from a backup, or move it away to start empty"
+        "the journal {place} is not a database, or is damaged: restore it from a backup, or move it away to start empty"
     )]
-    NotADatabase { path: PathBuf },
+    NotADatabase { place: String },
     #[error(
-        "the journal {path} was written by a later version (schema {found}; this one knows {known}): run that version, or another data directory"
+        "the journal {place} was written by a later version (schema {found}; this one knows {known}): run that version, or use another journal"
     )]
-    Newer { path: PathBuf, found: i64, known: i64 },
+    Newer { place: String, found: i64, known: i64 },
     #[error(
-        "schema step {step} of the journal {path} is not the one this version made: it was changed by hand or by a build that was never released"
+        "schema step {step} of the journal {place} is not the one this version made: it was changed by hand or by a build that was never released"
     )]
-    Foreign { path: PathBuf, step: i64 },
-    #[error("cannot bring the journal {path} to this version's schema")]
+    Foreign { place: String, step: i64 },
+    #[error("cannot bring the journal {place} to this version's schema")]
     Migrate {
-        path: PathBuf,
+        place: String,
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
     },
-    #[error("cannot open the journal {path}")]
+    #[error("cannot open the journal {place}")]
     Connect {
-        path: PathBuf,
+        place: String,
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Source,
+    },
+    #[error("cannot open the journal {place}: {outage}")]
+    Unavailable {
+        place: String,
+        outage: Outage,
+        #[source]
+        source: Source,
+    },
+    #[error(
+        "the database {place} refuses user `{user}`: set its password with `password_file` or SINEW_STORE_PASSWORD, or let it in by the server's pg_hba.conf"
+    )]
+    LoginRefused {
+        place: String,
+        user: String,
+        #[source]
+        source: Source,
+    },
+    #[error(
+        "there is no database `{database}` at {place}: make it with `createdb -O {user} {database}`"
+    )]
+    NoDatabase { place: String, database: String, user: String },
+    #[error(
+        "user `{user}` may not make the journal's tables at {place}: as the owner of the database, run `CREATE SCHEMA {schema} AUTHORIZATION {user}`"
+    )]
+    NoRights {
+        place: String,
+        user: String,
+        schema: String,
+        #[source]
+        source: Source,
+    },
+    #[error(
+        "the server at {place} is PostgreSQL {found}, and {needed} is the oldest that can hold a journal: upgrade it, or use another server"
+    )]
+    TooOld { place: String, found: String, needed: u32 },
+    #[error(
+        "the database {place} is encoded in {encoding}: make one with `createdb -E UTF8 -T template0`"
+    )]
+    Encoding { place: String, encoding: String },
+    #[error(
+        "no secure connection to {place}: name the certificates to trust with `ca_file`, or accept a readable connection with `allow_plain`"
+    )]
+    Insecure {
+        place: String,
+        #[source]
+        source: Source,
     },
 }
 
-impl SqlStore {
-    /// Opens the journal in the file at `path`, makes it if it does not exist, and brings its
-    /// schema up to date. The folder must exist.
-    pub async fn open_sqlite(path: &Path) -> Result<SqlStore, OpenError> {
-        prepare_file(path).map_err(|source| OpenError::File { path: path.to_owned(), source })?;
-        let writer = connect(path, 1).await?;
-        MIGRATIONS.run(&writer).await.map_err(|error| migrate_error(path, error))?;
-        let readers = connect(path, READERS_MAX).await?;
-        Ok(SqlStore { writer, readers })
-    }
-}
-
-/// SQLite gives its side files the rights of the main one, so that one is made first.
-fn prepare_file(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(FILE_MODE)
-        .open(path)?;
-    if file.metadata()?.mode() & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), "the journal was open to others; it is not any more");
-        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
-    }
-    // The name must survive a power cut as surely as the content does.
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
-    }
-}
-
-/// A pool of connections that sync what they commit.
-///
-/// On some errors, a full disk among them, SQLite takes a transaction back by itself; sqlx does
-/// not notice and counts one transaction too many from then on. What that connection would commit
-/// later could be a mere savepoint, and lost. So one that is still counted as in a transaction
-/// when it is taken from the pool is thrown away (`tests/full_disk.rs`).
-async fn connect(path: &Path, connections: u32) -> Result<SqlitePool, OpenError> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT)
-        .pragma("journal_size_limit", WAL_BYTES_KEPT)
-        .disable_statement_logging();
-    SqlitePoolOptions::new()
-        .max_connections(connections)
-        .min_connections(1)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        // Each connection is tested when it comes back.
-        .test_before_acquire(false)
-        .before_acquire(|connection, _| Box::pin(async { Ok(!connection.is_in_transaction()) }))
-        .connect_with(options)
-        .await
-        .map_err(|source| match is_damage(&source) {
-            true => OpenError::NotADatabase { path: path.to_owned() },
-            false => OpenError::Connect { path: path.to_owned(), source: Box::new(source) },
-        })
-}
-
-fn migrate_error(path: &Path, error: MigrateError) -> OpenError {
-    let path = path.to_owned();
+/// What a failed migration says about the schema that was found.
+pub(crate) fn schema_error(place: String, known: &Migrator, error: MigrateError) -> OpenError {
     match error {
-        MigrateError::VersionMissing(found) => OpenError::Newer { path, found, known: known() },
-        MigrateError::VersionMismatch(step) => OpenError::Foreign { path, step },
-        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)
-            if is_damage(&source) =>
-        {
-            OpenError::NotADatabase { path }
+        MigrateError::VersionMissing(found) => {
+            let known = known.iter().map(|migration| migration.version).max().unwrap_or(0);
+            OpenError::Newer { place, found, known }
         }
-        source => OpenError::Migrate { path, source: Box::new(source) },
-    }
-}
-
-/// The newest schema this version can read.
-fn known() -> i64 {
-    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
-}
-
-/// SQLITE_CORRUPT and SQLITE_NOTADB, in their extended forms too.
-fn is_damage(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    let code = code.and_then(|code| code.parse::<u32>().ok());
-    matches!(code.map(|code| code & 0xff), Some(11 | 26))
-}
-
-#[cfg(test)]
-mod tests {
-    use sqlx::Row;
-
-    use super::*;
-
-    /// These settings are of each connection, so they are asked of the ones that the store uses.
-    #[tokio::test]
-    async fn every_connection_syncs_and_checks() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = SqlStore::open_sqlite(&folder.path().join("journal.db")).await.unwrap();
-        const FULL: i64 = 2;
-        for pool in [&store.writer, &store.readers] {
-            for (pragma, expected) in [
-                ("PRAGMA synchronous", FULL),
-                ("PRAGMA foreign_keys", 1),
-                ("PRAGMA busy_timeout", BUSY_TIMEOUT.as_millis() as i64),
-            ] {
-                let row = sqlx::query(pragma).fetch_one(pool).await.unwrap();
-                assert_eq!(row.get::<i64, _>(0), expected, "{pragma}");
-            }
-        }
+        MigrateError::VersionMismatch(step) => OpenError::Foreign { place, step },
+        source => OpenError::Migrate { place, source: Box::new(source) },
     }
 }

@@ -2,140 +2,137 @@
 
 use base_types::{CallId, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
 use futures::TryStreamExt;
-use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Row, Sqlite, SqlitePool};
 use store_api::{
     CallRecord, LogEntry, PAGE_BYTES_MAX, PAGE_MAX, SessionFilter, SessionRecord, StoreError,
     WorkRecord,
 };
 
-use crate::dialect::now_ms;
-use crate::{failed, rows};
-
-type Prepared = Query<'static, Sqlite, SqliteArguments>;
+use crate::database::{Connection, Query, Row, query};
+use crate::dialect::sql;
+use crate::failure::failed;
+use crate::rows;
 
 pub(crate) async fn session(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     session: &SessionId,
 ) -> Result<Option<SessionRecord>, StoreError> {
-    let query = sqlx::query("SELECT * FROM sessions WHERE id = $1").bind(session.to_string());
-    one(readers, query, "read session", rows::session).await
+    let question = query(sql!("SELECT * FROM sessions WHERE id = $1")).bind(session.as_str());
+    one(connection, question, "read session", rows::session).await
 }
 
 pub(crate) async fn sessions(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     filter: &SessionFilter,
 ) -> Result<Vec<SessionRecord>, StoreError> {
-    let query = sqlx::query(
+    let question = query(sql!(
         "SELECT * FROM sessions \
          WHERE (NOT $1 OR phase NOT IN ('ended', 'failed')) AND ($2 IS NULL OR owner = $2) \
-         ORDER BY updated_at DESC, id LIMIT $3",
-    )
+         ORDER BY updated_at DESC, id LIMIT $3"
+    ))
     .bind(filter.open_only)
-    .bind(filter.owner.as_ref().map(NodeId::to_string))
+    .bind(filter.owner.as_ref().map(NodeId::as_str))
     .bind(i64::from(filter.limit.min(PAGE_MAX)));
-    all(readers, query, "list sessions", rows::session).await
+    all(connection, question, "list sessions", rows::session).await
 }
 
 pub(crate) async fn owned_sessions(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     node: &NodeId,
     after: Option<&SessionId>,
     limit: u32,
 ) -> Result<Vec<SessionRecord>, StoreError> {
-    let query = sqlx::query(
+    let question = query(sql!(
         "SELECT * FROM sessions \
-         WHERE owner = $1 AND phase NOT IN ('ended', 'failed') AND id > $2 ORDER BY id LIMIT $3",
-    )
-    .bind(node.to_string())
+         WHERE owner = $1 AND phase NOT IN ('ended', 'failed') AND id > $2 ORDER BY id LIMIT $3"
+    ))
+    .bind(node.as_str())
     .bind(after.map_or("", SessionId::as_str))
     .bind(i64::from(limit.min(PAGE_MAX)));
-    all(readers, query, "list owned sessions", rows::session).await
+    all(connection, question, "list owned sessions", rows::session).await
 }
 
 pub(crate) async fn work(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     work: &WorkId,
 ) -> Result<Option<WorkRecord>, StoreError> {
-    let query = sqlx::query("SELECT * FROM work WHERE id = $1").bind(work.to_string());
-    one(readers, query, "read work", rows::work).await
+    let question = query(sql!("SELECT * FROM work WHERE id = $1")).bind(work.as_str());
+    one(connection, question, "read work", rows::work).await
 }
 
 pub(crate) async fn open_work(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     node: &NodeId,
 ) -> Result<Vec<WorkRecord>, StoreError> {
-    let query = sqlx::query(
-        "SELECT * FROM work WHERE node = $1 AND phase <> 'ended' ORDER BY claimed_at, id",
-    )
-    .bind(node.to_string());
-    all(readers, query, "list work", rows::work).await
+    let question = query(sql!(
+        "SELECT * FROM work WHERE node = $1 AND phase <> 'ended' ORDER BY claimed_at, id"
+    ))
+    .bind(node.as_str());
+    all(connection, question, "list work", rows::work).await
 }
 
 pub(crate) async fn call(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     call: &CallId,
 ) -> Result<Option<CallRecord>, StoreError> {
-    let query = sqlx::query("SELECT * FROM calls WHERE id = $1").bind(call.to_string());
-    one(readers, query, "read call", rows::call).await
+    let question = query(sql!("SELECT * FROM calls WHERE id = $1")).bind(call.as_str());
+    one(connection, question, "read call", rows::call).await
 }
 
 pub(crate) async fn call_for(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     session: &SessionId,
     tool_use: &ToolUseId,
 ) -> Result<Option<CallRecord>, StoreError> {
-    let query = sqlx::query("SELECT * FROM calls WHERE session = $1 AND tool_use = $2")
-        .bind(session.to_string())
-        .bind(tool_use.to_string());
-    one(readers, query, "read call", rows::call).await
+    let question = query(sql!("SELECT * FROM calls WHERE session = $1 AND tool_use = $2"))
+        .bind(session.as_str())
+        .bind(tool_use.as_str());
+    one(connection, question, "read call", rows::call).await
 }
 
 pub(crate) async fn calls(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     session: &SessionId,
     after: Option<u64>,
     limit: u32,
 ) -> Result<Vec<CallRecord>, StoreError> {
-    let query =
-        sqlx::query("SELECT * FROM calls WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3")
-            .bind(session.to_string())
+    let question =
+        query(sql!("SELECT * FROM calls WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3"))
+            .bind(session.as_str())
             .bind(position(after))
             .bind(i64::from(limit.min(PAGE_MAX)));
-    page(readers, query, "list calls", &["call", "body"], rows::call).await
+    page(connection, question, "list calls", &["call", "body"], rows::call).await
 }
 
 pub(crate) async fn open_calls(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     session: &SessionId,
 ) -> Result<Vec<CallRecord>, StoreError> {
-    let query =
-        sqlx::query("SELECT * FROM calls WHERE session = $1 AND state <> 'settled' ORDER BY seq")
-            .bind(session.to_string());
-    all(readers, query, "list open calls", rows::call).await
+    let question =
+        query(sql!("SELECT * FROM calls WHERE session = $1 AND state <> 'settled' ORDER BY seq"))
+            .bind(session.as_str());
+    all(connection, question, "list open calls", rows::call).await
 }
 
 pub(crate) async fn log(
-    readers: &SqlitePool,
+    connection: &mut Connection<'_>,
     session: &SessionId,
     after: Option<u64>,
     limit: u32,
 ) -> Result<Vec<LogEntry>, StoreError> {
-    let query =
-        sqlx::query("SELECT * FROM log WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3")
-            .bind(session.to_string())
+    let question =
+        query(sql!("SELECT * FROM log WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3"))
+            .bind(session.as_str())
             .bind(position(after))
             .bind(i64::from(limit.min(PAGE_MAX)));
-    page(readers, query, "read log", &["event"], rows::log_entry).await
+    page(connection, question, "read log", &["event"], rows::log_entry).await
 }
 
-pub(crate) async fn now(readers: &SqlitePool) -> Result<Timestamp, StoreError> {
-    let row = sqlx::query(concat!("SELECT ", now_ms!(), " AS now"))
-        .fetch_one(readers)
+pub(crate) async fn now(connection: &mut Connection<'_>) -> Result<Timestamp, StoreError> {
+    let row = query(sql!("SELECT ", now_ms, " AS now"))
+        .one(connection)
         .await
         .map_err(failed("read clock"))?;
-    row.try_get("now").map(Timestamp).map_err(failed("read clock"))
+    row.get("now").map(Timestamp).map_err(failed("read clock"))
 }
 
 /// Positions count from 1. One that no row can have is after all of them.
@@ -144,45 +141,42 @@ fn position(after: Option<u64>) -> i64 {
 }
 
 async fn one<T>(
-    readers: &SqlitePool,
-    query: Prepared,
+    connection: &mut Connection<'_>,
+    question: Query<'_>,
     action: &'static str,
-    read: fn(&SqliteRow) -> Result<T, StoreError>,
+    read: fn(&Row) -> Result<T, StoreError>,
 ) -> Result<Option<T>, StoreError> {
-    let row = query.fetch_optional(readers).await.map_err(failed(action))?;
+    let row = question.optional(connection).await.map_err(failed(action))?;
     row.as_ref().map(read).transpose()
 }
 
 async fn all<T>(
-    readers: &SqlitePool,
-    query: Prepared,
+    connection: &mut Connection<'_>,
+    question: Query<'_>,
     action: &'static str,
-    read: fn(&SqliteRow) -> Result<T, StoreError>,
+    read: fn(&Row) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
-    let rows = query.fetch_all(readers).await.map_err(failed(action))?;
-    rows.iter().map(read).collect()
+    let mut rows = question.rows(connection);
+    let mut all = Vec::new();
+    while let Some(row) = rows.try_next().await.map_err(failed(action))? {
+        all.push(read(&row)?);
+    }
+    Ok(all)
 }
 
 /// As [`all`], but ends when the columns in `weighed` have filled a page.
 async fn page<T>(
-    readers: &SqlitePool,
-    query: Prepared,
+    connection: &mut Connection<'_>,
+    question: Query<'_>,
     action: &'static str,
     weighed: &[&'static str],
-    read: fn(&SqliteRow) -> Result<T, StoreError>,
+    read: fn(&Row) -> Result<T, StoreError>,
 ) -> Result<Vec<T>, StoreError> {
-    let mut rows = query.fetch(readers);
+    let mut rows = question.rows(connection);
     let mut page = Vec::new();
     let mut bytes = 0;
     while let Some(row) = rows.try_next().await.map_err(failed(action))? {
-        for column in weighed {
-            // A column of another type is the reader's error to report, not ours.
-            bytes += row
-                .try_get_unchecked::<Option<&[u8]>, _>(*column)
-                .ok()
-                .flatten()
-                .map_or(0, <[u8]>::len);
-        }
+        bytes += weighed.iter().map(|column| row.size(column)).sum::<usize>();
         page.push(read(&row)?);
         if bytes >= PAGE_BYTES_MAX {
             break;

@@ -4,23 +4,23 @@ use base_types::{CallId, Epoch, Generation, Timestamp, WorkId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, Row, Sqlite, Type};
 use store_api::{
     CallEnd, CallRecord, CallState, LogEntry, NewCall, Phase, Sealed, SessionRecord, StartedAt,
     StoreError, WorkPhase, WorkRecord,
 };
 
+use crate::database::{Column, Row};
+
 /// One row, with what an error about it says.
 struct Reader<'r> {
-    row: &'r SqliteRow,
+    row: &'r Row,
     what: &'static str,
     id: String,
 }
 
 impl<'r> Reader<'r> {
-    fn new(row: &'r SqliteRow, what: &'static str, id_column: &str) -> Result<Self, StoreError> {
-        let id = row.try_get(id_column).map_err(|error| StoreError::Unreadable {
+    fn new(row: &'r Row, what: &'static str, id_column: &'static str) -> Result<Self, StoreError> {
+        let id = row.get(id_column).map_err(|error| StoreError::Unreadable {
             what,
             id: "?".into(),
             why: error.to_string(),
@@ -28,17 +28,14 @@ impl<'r> Reader<'r> {
         Ok(Self { row, what, id })
     }
 
-    fn get<T: Decode<'r, Sqlite> + Type<Sqlite>>(
-        &self,
-        column: &'static str,
-    ) -> Result<T, StoreError> {
-        self.row.try_get(column).map_err(|error| self.unreadable(error.to_string()))
+    fn get<T: Column<'r>>(&self, column: &'static str) -> Result<T, StoreError> {
+        self.row.get(column).map_err(|error| self.unreadable(error.to_string()))
     }
 
     /// A column that this row's state requires.
     fn need<T>(&self, column: &'static str) -> Result<T, StoreError>
     where
-        T: Decode<'r, Sqlite> + Type<Sqlite>,
+        Option<T>: Column<'r>,
     {
         self.get::<Option<T>>(column)?.ok_or_else(|| self.unreadable(format!("no {column}")))
     }
@@ -62,7 +59,7 @@ impl<'r> Reader<'r> {
     }
 }
 
-pub(crate) fn session(row: &SqliteRow) -> Result<SessionRecord, StoreError> {
+pub(crate) fn session(row: &Row) -> Result<SessionRecord, StoreError> {
     let row = Reader::new(row, "session", "id")?;
     let identity: Option<&str> = row.get("identity")?;
     let sandbox: Option<&str> = row.get("sandbox")?;
@@ -84,7 +81,7 @@ pub(crate) fn session(row: &SqliteRow) -> Result<SessionRecord, StoreError> {
     })
 }
 
-pub(crate) fn work(row: &SqliteRow) -> Result<WorkRecord, StoreError> {
+pub(crate) fn work(row: &Row) -> Result<WorkRecord, StoreError> {
     let row = Reader::new(row, "work item", "id")?;
     let ttl_ms = match row.get::<Option<i64>>("ttl_ms")? {
         Some(_) => Some(row.count("ttl_ms")?),
@@ -116,7 +113,7 @@ pub(crate) fn work(row: &SqliteRow) -> Result<WorkRecord, StoreError> {
     })
 }
 
-pub(crate) fn call(row: &SqliteRow) -> Result<CallRecord, StoreError> {
+pub(crate) fn call(row: &Row) -> Result<CallRecord, StoreError> {
     let row = Reader::new(row, "call", "id")?;
     let call: NewCall = row.document("call")?;
     if call.id != CallId::new(row.id.as_str()) {
@@ -174,7 +171,7 @@ fn small<T: TryFrom<i64>>(row: &Reader<'_>, column: &'static str) -> Result<Opti
         .transpose()
 }
 
-pub(crate) fn log_entry(row: &SqliteRow) -> Result<LogEntry, StoreError> {
+pub(crate) fn log_entry(row: &Row) -> Result<LogEntry, StoreError> {
     let row = Reader::new(row, "log of session", "session")?;
     Ok(LogEntry { seq: row.count("seq")?, at: row.time("at")?, event: row.document("event")? })
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use base_types::CallId;
-use store_api::{CallEnd, CallState, Change, NewCall, NewWork, Store, StoreError};
+use store_api::{CallEnd, CallState, Change, NewCall, NewWork, Outage, Store, StoreError};
 use store_sql::SqlStore;
 
 /// A small file system of its own, gone with the value.
@@ -98,7 +98,8 @@ async fn a_full_disk_loses_nothing_and_is_survived() {
         }
         assert!(acknowledged.len() < 100, "the disk takes everything");
     };
-    assert!(matches!(error, StoreError::Database { .. }), "{error:?}");
+    let full = matches!(error, StoreError::Unavailable { outage: Outage::DiskFull, .. });
+    assert!(full, "{error:?}");
     assert!(!acknowledged.is_empty());
     // It stays full, and stays an error rather than a hang or a lie.
     assert!(writer.write_call(&body).await.is_err());

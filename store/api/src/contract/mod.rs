@@ -51,8 +51,8 @@ pub enum Damage {
     LogEvent,
 }
 
-/// One test of each promise: `store_contract!(SqlitePlace::new())`, where the expression makes a
-/// new [`Place`].
+/// One test of each promise: `store_contract!(SqlitePlace::new())`, where the expression makes
+/// `Some` new [`Place`], or `None` where this machine cannot, having said why.
 #[macro_export]
 macro_rules! store_contract {
     ($place:expr) => {
@@ -107,7 +107,7 @@ macro_rules! store_contract {
         $(
             #[tokio::test]
             async fn $name() {
-                let place = $place;
+                let Some(place) = $place else { return };
                 $crate::contract::$name(&place).await;
             }
         )*
