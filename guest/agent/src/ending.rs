@@ -15,7 +15,7 @@ use crate::supervisor::take_report;
 use crate::tree;
 
 /// How long a supervisor has for killing; it gives up before.
-const TREE_TIME: Duration = Duration::from_secs(6);
+pub const TREE_TIME: Duration = Duration::from_secs(6);
 /// How long the shell has to let go of a killed foreground before its whole tree dies.
 const FOREGROUND_TIME: Duration = Duration::from_secs(1);
 /// A loop in the command starts the next program; it is killed again this often.
@@ -235,6 +235,7 @@ impl Agent {
         spared.extend(self.shell.as_ref().map(|shell| shell.supervisor.pid.as_raw()));
         let entrypoint = self.entrypoint.as_ref().and_then(|of| of.supervisor.as_ref());
         spared.extend(entrypoint.map(|supervisor| supervisor.pid.as_raw()));
+        spared.extend(self.terminals.supervisors());
         for call in self.calls.values() {
             let Phase::Running(running) = &call.phase else { continue };
             match &running.work {

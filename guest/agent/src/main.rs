@@ -22,11 +22,13 @@ mod payload;
 mod process;
 mod report;
 mod requests;
+mod scrollback;
 mod server;
 mod shell;
 mod spool;
 mod starting;
 mod supervisor;
+mod terminals;
 mod tree;
 
 use std::process::ExitCode;

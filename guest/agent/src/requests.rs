@@ -41,13 +41,13 @@ pub fn refuse<T>(code: ErrorCode, text: impl Into<String>) -> Result<T, Refusal>
 }
 
 /// `None`: the answer comes later.
-type Answered = Result<Option<ResponseBody>, Refusal>;
+pub(crate) type Answered = Result<Option<ResponseBody>, Refusal>;
 
 fn state(state: CallState) -> Answered {
     Ok(Some(ResponseBody::State(state.into())))
 }
 
-fn done() -> Answered {
+pub(crate) fn done() -> Answered {
     Ok(Some(ResponseBody::Done(wire::Empty {})))
 }
 
@@ -117,6 +117,12 @@ impl Agent {
                 self.shutting_down = true;
                 done()
             }
+            RequestBody::OpenTerminal(open) => self.open_terminal(open),
+            RequestBody::Terminals(_) => self.list_terminals(),
+            RequestBody::ReadTerminal(read) => self.read_terminal(connection, request, read),
+            RequestBody::TypeTerminal(typed) => self.type_terminal(connection, request, typed),
+            RequestBody::ResizeTerminal(resize) => self.resize_terminal(resize),
+            RequestBody::EndTerminal(end) => self.end_terminal(end),
         }
     }
 
@@ -293,6 +299,6 @@ impl Agent {
     }
 }
 
-fn until(wait_ms: u64) -> Instant {
+pub(crate) fn until(wait_ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(wait_ms).min(WAIT_MAX)
 }

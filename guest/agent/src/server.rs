@@ -24,6 +24,7 @@ use crate::requests::Waiter;
 use crate::shell::{Pipes, Shell};
 use crate::spool::Spool;
 use crate::supervisor::Supervisor;
+use crate::terminals::{Part, Terminals};
 
 /// Connections at once; `serve` needs one, and its successor one more while the old one lingers.
 const CONNECTIONS_MAX: usize = 16;
@@ -54,6 +55,7 @@ pub struct Agent {
     /// Supervisors whose calls have ended and that still have something below them.
     pub(crate) leftovers: Vec<Supervisor>,
     pub(crate) waiters: Vec<Waiter>,
+    pub(crate) terminals: Terminals,
     pub(crate) started: Instant,
     pub(crate) shutting_down: bool,
 }
@@ -80,6 +82,7 @@ enum Source {
     Leftover(Pid),
     EntrypointControl,
     EntrypointOut,
+    Terminal(u64, Part),
 }
 
 // === impl Agent ===
@@ -106,6 +109,7 @@ impl Agent {
             lingering: VecDeque::new(),
             leftovers: Vec::new(),
             waiters: Vec::new(),
+            terminals: Terminals::default(),
             started: Instant::now(),
             shutting_down: false,
             outputs,
@@ -122,6 +126,8 @@ impl Agent {
             self.serve_waiting();
             self.check_deadlines(Instant::now());
             self.answer_waiters(Instant::now());
+            self.check_terminals(Instant::now());
+            self.answer_terminal_waiters(Instant::now());
             self.connections.retain(|_, connection| connection.flush() && !connection.is_over());
         }
         self.say_goodbye();
@@ -194,6 +200,9 @@ impl Agent {
         for supervisor in &self.leftovers {
             set.add(Source::Leftover(supervisor.pid), &supervisor.control, libc::POLLIN);
         }
+        self.terminals.for_polled(|id, part, fd, events| {
+            set.add(Source::Terminal(id, part), fd, events);
+        });
     }
 
     fn handle(&mut self, source: Source, events: i16) {
@@ -221,6 +230,7 @@ impl Agent {
             Source::Leftover(pid) => self.leftover_reports(pid),
             Source::EntrypointControl => self.entrypoint_reports(),
             Source::EntrypointOut => self.entrypoint_output(),
+            Source::Terminal(id, part) => self.handle_terminal(id, part),
         }
     }
 
@@ -328,7 +338,8 @@ impl Agent {
             }),
             Phase::Finished(_) => None,
         });
-        calls.chain(self.waiters.iter().map(|waiter| waiter.until)).min()
+        let waits = self.waiters.iter().map(|waiter| waiter.until);
+        calls.chain(waits).chain(self.terminals.deadlines()).min()
     }
 }
 

@@ -29,7 +29,7 @@ const PTY_TERM: &str = "xterm-256color";
 
 /// Why a call could not be started; becomes its outcome.
 #[derive(Debug, thiserror::Error)]
-enum StartError {
+pub(crate) enum StartError {
     #[error("{0}")]
     Plan(#[from] crate::payload::PlanError),
     #[error("{0}")]
@@ -182,7 +182,7 @@ impl Agent {
 
     // === exec ===
 
-    fn begin_exec(&self, spec: &ExecSpec) -> Result<(Work, Tap), StartError> {
+    pub(crate) fn begin_exec(&self, spec: &ExecSpec) -> Result<(Work, Tap), StartError> {
         let mut env = self.env.clone();
         if spec.pty.is_some() {
             set_var(&mut env, "TERM".to_owned(), PTY_TERM.to_owned());
@@ -195,7 +195,7 @@ impl Agent {
         let directory = spec.cwd.as_deref().unwrap_or(&self.boot.workdir);
         let env: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let (descriptors, tap, input) = match spec.pty {
-            Some(size) => self.open_terminal(size)?,
+            Some(size) => self.make_terminal(size, spec.run_as)?,
             None => open_pipes(spec.stdin)?,
         };
         let plan = Plan {
@@ -211,12 +211,13 @@ impl Agent {
         Ok((Work::Exec { supervisor, input }, tap))
     }
 
-    fn open_terminal(&self, size: PtySize) -> Result<Streams, StartError> {
+    fn make_terminal(&self, size: PtySize, run_as: RunAs) -> Result<Streams, StartError> {
         let ours = open_multiplexer()?;
         rustix::pty::unlockpt(&ours)?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let theirs = rustix::pty::ioctl_tiocgptpeer(&ours, flags)?;
-        if !self.identity.root {
+        // That of root stays root's: the tool's user must not read or type there.
+        if !self.identity.root && run_as == RunAs::Tool {
             let uid = Some(rustix::fs::Uid::from_raw(self.identity.uid));
             // The group stays that of terminals; programs that check find what they expect.
             rustix::fs::fchown(&theirs, uid, None)?;

@@ -8,6 +8,8 @@
 //! request or the connection, and nothing it sends makes this side hold more than the constants
 //! below. Silence is not noticed here: callers bound [`GuestClient::ping`] by time.
 
+mod terminal;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -74,6 +76,11 @@ pub enum ClientError {
     Malformed { request: &'static str, source: Malformed },
     #[error("the guest agent refused {request} ({code:?}): {text}")]
     Refused { request: &'static str, code: ErrorCode, text: String },
+    #[error(
+        "{request}: this sandbox runs an older guest agent (it speaks version {spoken}, this needs \
+         {needed}), which is replaced when the sandbox starts anew"
+    )]
+    AgentTooOld { request: &'static str, spoken: u32, needed: u32 },
 }
 
 impl ClientError {

@@ -4,7 +4,9 @@ use bytes::BytesMut;
 
 use crate::call::{CallSpec, CallState, OutputChunk};
 use crate::frame::take_message;
-use crate::wire::{Request, RequestBody, Response, ResponseBody};
+use crate::terminal::{OpenedTerminal, TerminalChunk, TerminalSpec, accept_list};
+use crate::vt::Scanner;
+use crate::wire::{Request, RequestBody, Response, ResponseBody, TerminalOutput};
 use crate::{FRAME_BYTES_MAX, REQUEST_BYTES_MAX, version};
 
 /// What the host does with bytes of a hostile agent.
@@ -15,9 +17,28 @@ pub fn fuzz_response(bytes: &[u8]) {
             Some(ResponseBody::Hello(hello)) => drop(version::agree(&hello)),
             Some(ResponseBody::State(state)) => drop(CallState::try_from(state)),
             Some(ResponseBody::Output(output)) => drop(OutputChunk::accept(output, 0, 1 << 16)),
+            Some(ResponseBody::OpenedTerminal(opened)) => drop(OpenedTerminal::try_from(opened)),
+            Some(ResponseBody::Terminals(list)) => drop(accept_list(list)),
+            Some(ResponseBody::TerminalOutput(output)) => fuzz_terminal_output(output),
             _ => {}
         }
     }
+}
+
+fn fuzz_terminal_output(output: TerminalOutput) {
+    if let Ok(chunk) = TerminalChunk::accept(output, 0) {
+        fuzz_terminal(&chunk.data);
+    }
+}
+
+/// What both ends do with bytes that a guest shows.
+pub fn fuzz_terminal(bytes: &[u8]) {
+    let (mut agent, mut viewer) = (Scanner::default(), Scanner::default());
+    agent.scan(bytes);
+    let mut shown = Vec::new();
+    viewer.replayable(bytes, &mut shown);
+    assert!(shown.len() <= bytes.len(), "a replay only leaves out");
+    assert_eq!(agent.modes(), viewer.modes());
 }
 
 /// What the agent does with bytes of a broken host.
@@ -27,6 +48,7 @@ pub fn fuzz_request(bytes: &[u8]) {
         match request.body {
             Some(RequestBody::Hello(hello)) => drop(version::agree(&hello)),
             Some(RequestBody::Start(start)) => drop(CallSpec::try_from(start)),
+            Some(RequestBody::OpenTerminal(open)) => drop(TerminalSpec::try_from(open)),
             _ => {}
         }
     }

@@ -12,6 +12,8 @@
 //! wrong answer is an error of the request, never a panic.
 //!
 //! - [`call`]: the words (what to run, how it ended), as types.
+//! - [`terminal`]: the same for shells that people open and come back to; [`vt`]: what their output
+//!   does to a terminal.
 //! - [`boot`]: the argument vector of the agent, shared with whoever starts it.
 //! - [`client`]: the host end.
 //! - [`frame`], [`wire`], [`version`]: what both ends need to speak.
@@ -25,7 +27,9 @@ pub mod client;
 mod convert;
 pub mod frame;
 pub mod fuzz;
+pub mod terminal;
 pub mod version;
+pub mod vt;
 pub mod wire;
 
 pub use base_types::{CallId, Epoch};

@@ -3,9 +3,11 @@
 use crate::wire::Hello;
 
 /// The newest version this build speaks.
-pub const VERSION_MAX: u32 = 1;
+pub const VERSION_MAX: u32 = 2;
 /// The oldest version this build still speaks.
 pub const VERSION_MIN: u32 = 1;
+/// The version that brought terminals.
+pub const TERMINALS_SINCE: u32 = 2;
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum VersionError {

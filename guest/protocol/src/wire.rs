@@ -9,7 +9,7 @@ use prost::{Message, Oneof};
 pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "RequestBody", tags = "2,3,4,5,6,7,8,9,10,11,12,13,14")]
+    #[prost(oneof = "RequestBody", tags = "2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20")]
     pub body: Option<RequestBody>,
 }
 
@@ -41,13 +41,26 @@ pub enum RequestBody {
     Info(Empty),
     #[prost(message, tag = "14")]
     Shutdown(Empty),
+    // Since version 2:
+    #[prost(message, tag = "15")]
+    OpenTerminal(OpenTerminal),
+    #[prost(message, tag = "16")]
+    Terminals(Empty),
+    #[prost(message, tag = "17")]
+    ReadTerminal(ReadTerminal),
+    #[prost(message, tag = "18")]
+    TypeTerminal(TypeTerminal),
+    #[prost(message, tag = "19")]
+    ResizeTerminal(ResizeTerminal),
+    #[prost(message, tag = "20")]
+    EndTerminal(EndTerminal),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Response {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "ResponseBody", tags = "2,3,4,5,6,7")]
+    #[prost(oneof = "ResponseBody", tags = "2,3,4,5,6,7,8,9,10")]
     pub body: Option<ResponseBody>,
 }
 
@@ -65,6 +78,13 @@ pub enum ResponseBody {
     Done(Empty),
     #[prost(message, tag = "7")]
     Info(Info),
+    // Since version 2:
+    #[prost(message, tag = "8")]
+    OpenedTerminal(OpenedTerminal),
+    #[prost(message, tag = "9")]
+    Terminals(TerminalList),
+    #[prost(message, tag = "10")]
+    TerminalOutput(TerminalOutput),
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -317,6 +337,7 @@ pub enum ErrorCode {
     AlreadyAcked = 2,
     /// The persistent shell runs another call.
     ShellBusy = 3,
+    /// Or terminals, or requests that wait.
     TooManyCalls = 4,
     BadRequest = 5,
     /// The call takes no input, or has no terminal.
@@ -474,4 +495,115 @@ pub struct EntrypointEnd {
     pub exit: Option<Exit>,
     #[prost(uint64, tag = "7")]
     pub at_ms: u64,
+}
+
+// === terminals ===
+
+#[derive(Clone, PartialEq, Message)]
+pub struct OpenTerminal {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, repeated, tag = "2")]
+    pub argv: Vec<String>,
+    #[prost(message, repeated, tag = "3")]
+    pub env: Vec<EnvVar>,
+    #[prost(string, optional, tag = "4")]
+    pub cwd: Option<String>,
+    #[prost(bool, tag = "5")]
+    pub as_root: bool,
+    #[prost(message, optional, tag = "6")]
+    pub size: Option<PtySize>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Terminal {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(bool, tag = "3")]
+    pub as_root: bool,
+    #[prost(message, optional, tag = "4")]
+    pub size: Option<PtySize>,
+    #[prost(uint64, tag = "5")]
+    pub started_at_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub total_bytes: u64,
+    #[prost(message, optional, tag = "7")]
+    pub end: Option<TerminalEnd>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TerminalEnd {
+    #[prost(oneof = "Exit", tags = "1,2,3,4,5,6")]
+    pub exit: Option<Exit>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct OpenedTerminal {
+    #[prost(message, optional, tag = "1")]
+    pub terminal: Option<Terminal>,
+    #[prost(bool, tag = "2")]
+    pub created: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TerminalList {
+    #[prost(message, repeated, tag = "1")]
+    pub terminals: Vec<Terminal>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ReadTerminal {
+    #[prost(uint64, tag = "1")]
+    pub terminal: u64,
+    /// Tells the readers on one connection apart.
+    #[prost(uint64, tag = "2")]
+    pub viewer: u64,
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    #[prost(uint64, tag = "4")]
+    pub max_bytes: u64,
+    /// How long to wait for bytes beyond `offset`, or for the end.
+    #[prost(uint64, tag = "5")]
+    pub wait_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TerminalOutput {
+    /// Beyond what was asked for, if that is not kept any more.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+    /// Bits of `vt::Modes`: what was left on before `offset`; set only where output is missing.
+    #[prost(uint64, tag = "3")]
+    pub modes: u64,
+    #[prost(uint64, tag = "4")]
+    pub total_bytes: u64,
+    /// Set when `data` is the last there will be.
+    #[prost(message, optional, tag = "5")]
+    pub end: Option<TerminalEnd>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct TypeTerminal {
+    #[prost(uint64, tag = "1")]
+    pub terminal: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ResizeTerminal {
+    #[prost(uint64, tag = "1")]
+    pub terminal: u64,
+    #[prost(message, optional, tag = "2")]
+    pub size: Option<PtySize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct EndTerminal {
+    #[prost(uint64, tag = "1")]
+    pub terminal: u64,
 }

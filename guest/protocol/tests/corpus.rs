@@ -9,9 +9,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use guest_protocol::wire::{self, Request, RequestBody, Response, ResponseBody};
 use guest_protocol::{
-    Block, CallId, CallSpec, CallState, Exit, FileOp, FileSpec, Note, Outcome, OutputLimits, Root,
-    ShellSpec, Work, frame, fuzz, version,
+    Block, CallId, CallSpec, CallState, Exit, FileOp, FileSpec, Note, Outcome, OutputLimits,
+    PtySize, Root, RunAs, ShellSpec, Work, frame, fuzz, version,
 };
+
+use guest_protocol::terminal::{OpenedTerminal, Terminal, TerminalId, TerminalSpec};
 
 const FROM_AGENT: u8 = 0;
 const FROM_HOST: u8 = 1;
@@ -61,6 +63,27 @@ fn write_seeds() {
     answers.push(ResponseBody::Hello(version::hello("seed", 3)));
     answers.push(ResponseBody::Output(output));
     answers.push(ResponseBody::Error(error));
+    let terminal = Terminal {
+        id: TerminalId(1),
+        name: "main".parse().unwrap(),
+        run_as: RunAs::Root,
+        size: PtySize { rows: 24, columns: 80 },
+        started_at_ms: 1,
+        total_bytes: 30,
+        exit: Some(Exit::Signal(1)),
+    };
+    let shown = b"\x1b[?1049h\x1b]0;title\x07\x1b[6n\x1bP+q\x1b\\";
+    answers.push(ResponseBody::Terminals(wire::TerminalList {
+        terminals: vec![terminal.clone().into()],
+    }));
+    answers.push(ResponseBody::OpenedTerminal(OpenedTerminal { terminal, created: true }.into()));
+    answers.push(ResponseBody::TerminalOutput(wire::TerminalOutput {
+        offset: 3,
+        data: shown.to_vec(),
+        modes: 1,
+        total_bytes: 40,
+        end: None,
+    }));
     for (number, body) in answers.into_iter().enumerate() {
         save(&format!("answer-{number}"), FROM_AGENT, &Response { id: 7, body: Some(body) });
     }
@@ -75,6 +98,29 @@ fn write_seeds() {
         let spec = CallSpec { timeout: Duration::from_secs(1), limits, work };
         let body = Some(RequestBody::Start(spec.to_wire(&id)));
         save(&format!("start-{name}"), FROM_HOST, &Request { id: 8, body });
+    }
+}
+
+/// Beside the others, so that those stay as the fuzzers left them.
+#[test]
+#[ignore = "writes the seeds of the corpus"]
+fn write_request_seeds_of_terminals() {
+    let open = TerminalSpec {
+        name: "main".parse().unwrap(),
+        argv: vec!["sh".into()],
+        env: vec![("TERM".into(), "xterm".into())],
+        cwd: None,
+        run_as: RunAs::Tool,
+        size: PtySize { rows: 24, columns: 80 },
+    };
+    let read = wire::ReadTerminal { terminal: 1, viewer: 2, offset: 3, max_bytes: 4, wait_ms: 5 };
+    let typed = wire::TypeTerminal { terminal: 1, data: b"\x03".to_vec() };
+    for (name, body) in [
+        ("open", RequestBody::OpenTerminal(open.into())),
+        ("read", RequestBody::ReadTerminal(read)),
+        ("type", RequestBody::TypeTerminal(typed)),
+    ] {
+        save(&format!("terminal-{name}"), FROM_HOST, &Request { id: 9, body: Some(body) });
     }
 }
 

@@ -79,6 +79,7 @@ pub fn failed_later(tool: &'static str, error: ClientError) -> NoOutcome {
         ClientError::Request(_)
         | ClientError::WrongAnswer { .. }
         | ClientError::Malformed { .. }
+        | ClientError::AgentTooOld { .. }
         | ClientError::Refused { .. } => unknown(tool, &line(&error.to_string(), REASON_CHARS_MAX)),
     }
 }

@@ -6,4 +6,5 @@ mod files;
 mod harness;
 mod measure;
 mod shell;
+mod terminal;
 mod wire;
