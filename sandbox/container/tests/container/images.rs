@@ -32,11 +32,19 @@ fn scratch_image() -> tempfile::TempDir {
     dir
 }
 
-/// The usual image, the files of which it shares, without any bash.
+/// Programs and libraries of the usual image, the files of which it shares, without any bash.
 fn image_without_bash() -> tempfile::TempDir {
     let dir = empty_image();
-    let from = image().unwrap().join(".");
-    let copied = Command::new("cp").arg("-al").arg(from).arg(dir.path()).status().unwrap();
+    let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let parts = ["bin", "lib", "lib64", "etc", "usr/bin", "usr/lib64", &libraries];
+    let is_there = |part: &&str| image().unwrap().join(part).exists();
+    let copied = Command::new("cp")
+        .args(["-al", "--parents"])
+        .args(parts.into_iter().filter(is_there))
+        .arg(dir.path())
+        .current_dir(image().unwrap())
+        .status()
+        .unwrap();
     assert!(copied.success());
     for bash in ["bin/bash", "bin/rbash", "usr/bin/bash", "usr/bin/rbash"] {
         let _ = fs::remove_file(dir.path().join(bash));
@@ -159,6 +167,7 @@ async fn an_image_without_bash_says_so_until_it_has_one() {
     assert_eq!(agent.root("echo $0; id -u", None).await, "/bin/sh\n0\n");
     agent.write("a", "still served").await;
     // An operator puts one there while the session lives.
+    agent.root("mkdir -p /usr/local/bin", None).await;
     agent.root("printf '#!/bin/sh\\nexit 3' > /usr/local/bin/bash", None).await;
     let odd = agent.outcome(shell("echo hi")).await;
     assert!(!odd.notes.contains(&Note::NoBash), "one that may not be run is there: {odd:?}");
