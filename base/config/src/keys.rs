@@ -312,6 +312,13 @@ pub const KEYS: &[Key] = &[
         "An event stream that says nothing for this long is opened again.",
     ),
     key(
+        Limits,
+        "starts_ahead",
+        Count { min: 0, max: 256 },
+        Is("8"),
+        "For so many sandboxes the launcher makes namespaces, volume and cgroups ahead, so that they start sooner. Each is used once. 0 makes none.",
+    ),
+    key(
         Pool,
         "initial",
         Size { min: 256 << 20, max: 64 << 40 },

@@ -258,6 +258,7 @@ fn limits(table: &Table<'_>) -> Limits {
         brain_request: table.get_or_default("brain_request"),
         beat_attempt: table.get_or_default("beat_attempt"),
         stream_silence: table.get_or_default("stream_silence"),
+        starts_ahead: table.get_or_default("starts_ahead"),
     }
 }
 

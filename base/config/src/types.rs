@@ -141,6 +141,8 @@ pub struct Limits {
     pub brain_request: Duration,
     pub beat_attempt: Duration,
     pub stream_silence: Duration,
+    /// How many starts the launcher prepares ahead.
+    pub starts_ahead: u32,
 }
 
 /// The file that holds the sandboxes' disks.

@@ -117,6 +117,8 @@ made_id! {
     SandboxId = "sbx_",
     /// The disk of a sandbox.
     VolumeId = "vol_",
+    /// Something made ahead that is not a sandbox's yet.
+    PartId = "part_",
 }
 
 /// One incarnation of a sandbox: its processes began together. Counts from 1.

@@ -17,6 +17,24 @@ use crate::error::{StartError, at, system};
 use crate::spec::ID_RANGE;
 use crate::sys::{self, Cloned};
 
+/// The maps of the two layers of an overlay.
+pub struct Maps {
+    image: OwnedFd,
+    volume: OwnedFd,
+}
+
+impl Maps {
+    pub fn of(id_base: u32) -> Result<Self, StartError> {
+        let range = format!("0 {id_base} {ID_RANGE}\n");
+        Ok(Self {
+            image: map(&range)?,
+            // The overlay creates its own files in the upper layer as the one who mounted it, host
+            // root. Without an id for that one it comes up silently read-only.
+            volume: map(&format!("{range}{ID_RANGE} 0 1\n"))?,
+        })
+    }
+}
+
 /// The two layers of an overlay.
 pub struct Layers {
     pub image: OwnedFd,
@@ -24,17 +42,24 @@ pub struct Layers {
 }
 
 impl Layers {
-    pub fn open(image_root: &Path, volume: &Path, id_base: u32) -> Result<Self, StartError> {
-        let range = format!("0 {id_base} {ID_RANGE}\n");
-        let image_map = map(&range)?;
-        // The overlay creates its own files in the upper layer as the one who mounted it, host
-        // root. Without an id for that one it comes up silently read-only.
-        let volume_map = map(&format!("{range}{ID_RANGE} 0 1\n"))?;
+    pub fn open(image_root: &Path, volume: &Path, maps: &Maps) -> Result<Self, StartError> {
         Ok(Self {
-            image: mapped_tree(image_root, image_map.as_fd(), sys::ATTR_RDONLY)?,
-            volume: mapped_tree(volume, volume_map.as_fd(), 0)?,
+            image: mapped_tree(image_root, maps.image.as_fd(), sys::ATTR_RDONLY)?,
+            volume: mapped_tree(volume, maps.volume.as_fd(), 0)?,
         })
     }
+}
+
+/// A mount of `directory`, attached nowhere, in which ids appear as user namespace `map` has them:
+/// its root writes there as id 0.
+pub fn map_ids(directory: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(directory, c"", flags)?;
+    let attributes = sys::ATTR_IDMAP | sys::ATTR_NOSUID | sys::ATTR_NODEV | sys::ATTR_NOEXEC;
+    sys::mount_setattr(tree.as_fd(), attributes, Some(map))?;
+    Ok(tree)
 }
 
 fn mapped_tree(path: &Path, map: BorrowedFd<'_>, attributes: u64) -> Result<OwnedFd, StartError> {

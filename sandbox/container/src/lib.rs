@@ -26,6 +26,7 @@ mod error;
 mod idmap;
 mod mounts;
 mod network;
+mod prepared;
 mod proc_tree;
 mod rootfs;
 mod seccomp;
@@ -36,8 +37,9 @@ mod sys;
 mod volatile;
 
 pub use agent::sealed_agent;
+pub use idmap::map_ids;
 pub use error::{ContainerError, StartError, Step, StopError};
-pub use network::{NetworkNamespace, loopback_only};
+pub use prepared::Prepared;
 pub use spec::{ContainerSpec, ID_RANGE, LISTEN_FD, OUTPUT_FD, Started, ToolUser};
 pub use start::Containers;
 pub use volatile::settle;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::error::ContainerError;
+use crate::error::{StartError, system};
 use crate::spec::ID_RANGE;
 use crate::sys;
 
@@ -23,16 +23,16 @@ impl AsFd for NetworkNamespace {
 
 /// A new namespace whose loopback is up, where every port and ping are open to the sandbox with
 /// this id range.
-pub fn loopback_only(id_base: u32) -> Result<NetworkNamespace, ContainerError> {
+pub fn loopback_only(id_base: u32) -> Result<NetworkNamespace, StartError> {
     // `unshare` moves one thread, which then must not serve anything else: a thread of its own.
     let made = std::thread::Builder::new()
         .name("netns".into())
         .spawn(move || make(id_base))
-        .map_err(|source| ContainerError::System { what: "start a thread", source })?
+        .map_err(system("start a thread"))?
         .join();
     made.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
         .map(NetworkNamespace)
-        .map_err(|source| ContainerError::System { what: "make a network namespace", source })
+        .map_err(system("make a network namespace"))
 }
 
 fn make(id_base: u32) -> io::Result<OwnedFd> {

@@ -34,16 +34,12 @@ pub struct ContainerSpec<'a> {
     pub image_root: PathBuf,
     /// The volume's directory, holding `u`, `w` and `o`; ids in it are canonical.
     pub volume: PathBuf,
-    /// First of the [`ID_RANGE`] host ids that are this sandbox's alone.
-    pub id_base: u32,
     pub limits: Limits,
     pub hostname: String,
     /// Made by [`crate::sealed_agent`]; shared by all containers.
     pub agent: BorrowedFd<'a>,
     /// A listening unix socket; the host connects to its path from outside.
     pub listener: BorrowedFd<'a>,
-    /// From [`crate::loopback_only`].
-    pub network: BorrowedFd<'a>,
     /// Whether tools have the ids of `tool`, or are root.
     pub tools_as: ToolsAs,
     pub tool: ToolUser,
@@ -126,9 +122,6 @@ impl ContainerSpec<'_> {
         let name = self.hostname.as_bytes();
         if name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || !name.iter().all(|b| allowed(*b)) {
             return Err(format!("`{}` is not a host name", self.hostname));
-        }
-        if self.id_base < ID_RANGE || self.id_base.checked_add(ID_RANGE).is_none() {
-            return Err(format!("{} is not the base of an id range", self.id_base));
         }
         if SandboxId::parse(self.sandbox.as_str()).is_none() {
             return Err(format!("`{}` is not a sandbox id", self.sandbox));

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base_types::{Epoch, SandboxId};
@@ -19,6 +20,7 @@ use crate::cgroup::{self, Cgroups};
 use crate::child::{self, EtcFile, PARKED_FROM, Plan, Pointers, WANTS_IDS};
 use crate::error::{ContainerError, StartError, Step, system};
 use crate::idmap::{self, Layers};
+use crate::prepared::Prepared;
 use crate::spec::{ContainerSpec, ENV_FD, ID_RANGE, LISTEN_FD, OUTPUT_FD, PAYLOAD_FD, Started};
 use crate::stop::{reap, start_time_of};
 use crate::sys::{self, Cloned};
@@ -37,22 +39,28 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 /// Starts and ends the containers of one installation.
 pub struct Containers {
-    pub(crate) cgroups: Box<dyn Cgroups>,
+    pub(crate) cgroups: Arc<dyn Cgroups>,
     filter: Vec<libc::sock_filter>,
 }
 
 impl Containers {
     /// `prefix` names this installation's cgroups; another installation has another.
     pub fn new(prefix: &str) -> Result<Self, ContainerError> {
-        Ok(Self { cgroups: cgroup::detect(prefix)?, filter: seccomp::filter() })
+        Ok(Self { cgroups: cgroup::detect(prefix)?.into(), filter: seccomp::filter() })
     }
 
     pub fn cgroups(&self) -> &dyn Cgroups {
         &*self.cgroups
     }
 
-    /// Returns when the agent has been executed. On failure nothing of the attempt is left.
-    pub fn start(&self, spec: &ContainerSpec<'_>) -> Result<Started, StartError> {
+    /// Returns when the agent has been executed. On failure nothing of the attempt is left, and
+    /// nothing of what was prepared.
+    pub fn start(
+        &self,
+        prepared: Prepared,
+        spec: &ContainerSpec<'_>,
+    ) -> Result<Started, StartError> {
+        let Prepared { id_base, network, maps, groups } = prepared;
         spec.check().map_err(StartError::BadSpec)?;
         let others = self.cgroups.members(&spec.sandbox);
         let others = others.map_err(system("look for an earlier epoch's processes"))?;
@@ -60,8 +68,10 @@ impl Containers {
             return Err(StartError::StillRunning(spec.sandbox.clone()));
         }
         volatile::prepare(&spec.volume)?;
-        let layers = Layers::open(&spec.image_root, &spec.volume, spec.id_base)?;
-        let group = self.make_group(spec)?;
+        let layers = Layers::open(&spec.image_root, &spec.volume, &maps)?;
+        let group = Group { cgroups: &*self.cgroups, sandbox: spec.sandbox.clone(), undo: true };
+        let given = groups.give_to(&spec.sandbox, &spec.limits);
+        given.map_err(|source| group.failed(source))?;
         let entry = self.cgroups.agent_entry(&spec.sandbox);
         let entry = entry.map_err(|source| group.failed(source))?;
         let procs = self.cgroups.payload_procs(&spec.sandbox);
@@ -81,18 +91,18 @@ impl Containers {
         let plan = Plan {
             control: theirs.as_fd(),
             groups: &entry.tasks,
-            network: spec.network,
+            network: network.as_fd(),
             image: layers.image.as_fd(),
             volume: layers.volume.as_fd(),
             agent: agent.as_fd(),
             listener: listener.as_fd(),
             env: env.as_fd(),
             payload_procs: &procs,
-            id_base: spec.id_base,
-            tool_owner: (spec.id_base + spec.tool.uid, spec.id_base + spec.tool.gid),
+            id_base,
+            tool_owner: (id_base + spec.tool.uid, id_base + spec.tool.gid),
             workdir: spec.workdir_names().into_iter().map(|name| text(name.to_owned())).collect(),
-            root_id: text(spec.id_base.to_string()),
-            tty_group: text((spec.id_base + 5).to_string()),
+            root_id: text(id_base.to_string()),
+            tty_group: text((id_base + 5).to_string()),
             shm_bytes: text((spec.limits.memory.bytes() / 4).min(SHM_BYTES_MAX).to_string()),
             hostname: text(spec.hostname.clone()),
             etc_files: etc_files(&spec.hostname),
@@ -103,32 +113,21 @@ impl Containers {
         let child = Child::clone(&plan, entry.born_in.as_ref())?;
         drop(plan);
         drop((theirs, layers));
-        guide(spec, &child, ours.as_fd())?;
+        guide(id_base, &child, ours.as_fd())?;
         group.keep();
         child.keep()
-    }
-
-    fn make_group(&self, spec: &ContainerSpec<'_>) -> Result<Group<'_>, StartError> {
-        let group = Group { cgroups: &*self.cgroups, sandbox: spec.sandbox.clone(), undo: true };
-        let made = self.cgroups.create(&spec.sandbox, &spec.limits);
-        made.map_err(|source| group.failed(source))?;
-        Ok(group)
     }
 }
 
 /// Gives the new process what only its parent can, and waits until it runs the agent.
-fn guide(
-    spec: &ContainerSpec<'_>,
-    child: &Child,
-    control: BorrowedFd<'_>,
-) -> Result<(), StartError> {
+fn guide(id_base: u32, child: &Child, control: BorrowedFd<'_>) -> Result<(), StartError> {
     let deadline = Instant::now() + READY_WITHIN;
     match next_message(control, deadline)? {
         Message::WantsIds => {}
         Message::Failed(step, error) => return Err(StartError::Child(step, error)),
         Message::Closed => return Err(StartError::Died),
     }
-    idmap::write_maps(child.pid, &format!("0 {} {ID_RANGE}\n", spec.id_base))
+    idmap::write_maps(child.pid, &format!("0 {id_base} {ID_RANGE}\n"))
         .map_err(system("write the sandbox's id map"))?;
     proceed(control)?;
 

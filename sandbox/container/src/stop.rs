@@ -56,15 +56,17 @@ impl Containers {
         self.cgroups.remove(sandbox).map_err(|e| io("remove cgroups", e))
     }
 
-    /// Ends everything of this installation that is not in `keep`, and says what that was.
+    /// Ends everything of this installation that is not in `keep`, and says what that was. Removes
+    /// what was prepared, too: nobody else may be preparing.
     pub fn sweep(&self, keep: &BTreeSet<SandboxId>) -> Result<Vec<SandboxId>, StopError> {
-        let listed = self.cgroups.list().map_err(|source| StopError::Io {
-            what: "list cgroups",
-            sandbox: SandboxId::new("(all)"),
-            source,
-        })?;
+        let io =
+            |what| move |source| StopError::Io { what, sandbox: SandboxId::new("(all)"), source };
+        let listed = self.cgroups.list().map_err(io("list cgroups"))?;
         let orphans: Vec<_> = listed.into_iter().filter(|id| !keep.contains(id)).collect();
         orphans.iter().try_for_each(|sandbox| self.kill(sandbox, None))?;
+        let parts = self.cgroups.parts();
+        let swept = parts.and_then(|parts| parts.iter().try_for_each(|p| self.cgroups.discard(p)));
+        swept.map_err(io("remove cgroups that were made ahead"))?;
         Ok(orphans)
     }
 

@@ -28,6 +28,8 @@ pub enum PartError {
 }
 
 pub struct Parts {
+    /// How many starts are prepared ahead.
+    pub ahead: usize,
     pub images: Box<dyn Images>,
     pub volumes: Box<dyn Volumes>,
     pub containers: Box<dyn Containers>,
@@ -87,16 +89,11 @@ pub struct OpenImage {
 pub trait Volumes: Send + Sync {
     fn exists(&self, volume: &VolumeId) -> Result<bool, PartError>;
 
-    /// Makes a volume and writes down whose it is.
-    fn create(
-        &self,
-        volume: &VolumeId,
-        owner: &SandboxId,
-        quota: ByteSize,
-    ) -> Result<(), PartError>;
+    /// Makes what every new volume needs, ahead of the one that will.
+    fn prepare(&self) -> Result<Box<dyn PreparedVolume>, PartError>;
 
     /// Readies an existing volume for its next epoch, under this quota. The directory is what
-    /// [`Containers::start`] takes.
+    /// [`PreparedContainer::start`] takes.
     fn open(&self, volume: &VolumeId, quota: ByteSize) -> Result<PathBuf, PartError>;
 
     /// The epoch has begun: what `open` allowed beyond the quota, so that a full volume can be
@@ -120,9 +117,20 @@ pub trait Volumes: Send + Sync {
     fn close(&self) -> Result<(), PartError>;
 }
 
+/// An empty volume that is nobody's. Dropped, it is gone.
+pub trait PreparedVolume: Send {
+    /// Makes it this volume, which must not exist, and writes down whose it is.
+    fn give(
+        self: Box<Self>,
+        volume: &VolumeId,
+        owner: &SandboxId,
+        quota: ByteSize,
+    ) -> Result<(), PartError>;
+}
+
 pub trait Containers: Send + Sync {
-    /// Starts one. After an error nothing of it is left.
-    fn start(&self, start: StartContainer<'_>) -> Result<Started, PartError>;
+    /// Makes what every start needs, ahead of the one that will, for the ids from `id_base` on.
+    fn prepare(&self, id_base: u32) -> Result<Box<dyn PreparedContainer>, PartError>;
 
     /// Finds what must be watched of a container that an earlier launcher started.
     fn attach(&self, sandbox: &SandboxId, limits: &Limits) -> Result<Option<OomWatch>, PartError>;
@@ -140,13 +148,17 @@ pub trait Containers: Send + Sync {
     fn close(&self) -> Result<(), PartError>;
 }
 
+/// What a container needs that depends on no sandbox. Dropped, it is gone.
+pub trait PreparedContainer: Send {
+    /// Starts the one container that it is for. After an error nothing of it is left.
+    fn start(self: Box<Self>, start: StartContainer<'_>) -> Result<Started, PartError>;
+}
+
 pub struct StartContainer<'a> {
     pub sandbox: &'a SandboxId,
     pub epoch: Epoch,
     pub image: PathBuf,
     pub volume: PathBuf,
-    /// The first of the sandbox's ids on the host.
-    pub id_base: u32,
     pub shape: &'a Shape,
     pub guest: &'a Guest,
     /// The guest agent accepts here. It alone keeps it: with a copy in the launcher, a connection

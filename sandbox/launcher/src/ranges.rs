@@ -64,6 +64,16 @@ impl Ranges {
         Err(TakeRangeError::Full(self.count))
     }
 
+    /// Makes a range another's that is `from`'s now.
+    pub fn give(&self, range: IdRange, from: &Path, to: &Path) -> io::Result<()> {
+        let _one_at_a_time = self.lock()?;
+        if self.holder(range)?.as_deref() != Some(from) {
+            return Err(io::Error::other(format!("{:04x} is not held here", range.0)));
+        }
+        // Cut short by a crash it names no table, and is free.
+        fs::write(self.path(range), to.as_os_str().as_bytes())
+    }
+
     /// Gives a range back, if it is this record's.
     pub fn release(&self, range: IdRange, record: &Path) -> io::Result<()> {
         let _one_at_a_time = self.lock()?;
@@ -164,6 +174,12 @@ mod tests {
         assert_eq!(ours.take(&c, 0).unwrap(), second);
         ours.release(first, &a).unwrap();
         assert_eq!(theirs.take(&a, 0).unwrap(), first);
+
+        let d = a.with_file_name("other.json");
+        ours.give(first, &c, &d).unwrap_err();
+        ours.give(first, &a, &d).unwrap();
+        ours.release(first, &a).unwrap();
+        ours.give(first, &d, &a).expect("only its new holder could give it back");
 
         assert_eq!(ours.sweep(a.parent().unwrap(), &[]).unwrap(), 1);
         assert_eq!(ours.sweep(c.parent().unwrap(), &[second]).unwrap(), 0);

@@ -90,9 +90,10 @@ impl Server {
         }
     }
 
-    /// Starts nothing new and waits for the starts that are under way.
+    /// Starts nothing new, waits for the starts that are under way, and keeps nothing for others.
     pub fn leave(&self) {
         *self.leaving.write().unwrap_or_else(PoisonError::into_inner) = true;
+        self.sandboxes.close_stock();
     }
 
     fn is_leaving(&self) -> bool {

@@ -106,6 +106,12 @@ impl Table {
         self.dir.join(format!("{sandbox}.json"))
     }
 
+    /// Beside the records, and no record: where nothing is written, but whose name says whose
+    /// something is.
+    pub fn place(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     pub fn write(&self, record: &Record) -> io::Result<()> {
         replace(&self.path(&record.sandbox), &serde_json::to_vec(record)?)
     }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base_types::{ByteSize, Epoch, ImageId, ProfileName, SandboxId, VolumeId};
@@ -29,6 +30,11 @@ pub struct World {
     pub processes: Mutex<BTreeMap<SandboxId, Child>>,
     /// Answers the next start, if it is to fail.
     pub next_start: Mutex<Option<PartError>>,
+    /// Answers the next preparation of a container, if it is to fail.
+    pub next_prepare: Mutex<Option<PartError>>,
+    /// What is prepared and nobody's at this moment, and what ever was.
+    pub prepared: AtomicUsize,
+    pub ever_prepared: AtomicUsize,
     /// Written to by a test: the sandbox runs out of memory.
     pub shortages: Mutex<BTreeMap<SandboxId, std::io::PipeWriter>>,
 }
@@ -37,6 +43,8 @@ pub struct World {
 pub struct Installation {
     pub dir: tempfile::TempDir,
     pub world: Arc<World>,
+    /// How many starts its launchers prepare ahead.
+    pub ahead: usize,
 }
 
 impl Installation {
@@ -46,7 +54,7 @@ impl Installation {
             eprintln!("SKIP {test}: not root");
             return None;
         }
-        Some(Self { dir: tempfile::tempdir().unwrap(), world: Arc::default() })
+        Some(Self { dir: tempfile::tempdir().unwrap(), world: Arc::default(), ahead: 0 })
     }
 
     pub fn layout(&self) -> Layout {
@@ -63,6 +71,7 @@ impl Installation {
             serve_gid: SERVE_UID,
             ranges,
             parts: Parts {
+                ahead: self.ahead,
                 images: Box::new(part()),
                 volumes: Box::new(part()),
                 containers: Box::new(part()),
@@ -147,14 +156,8 @@ impl Volumes for Part {
         Ok(lock(&self.0.volumes).contains_key(volume))
     }
 
-    fn create(
-        &self,
-        volume: &VolumeId,
-        owner: &SandboxId,
-        _quota: ByteSize,
-    ) -> Result<(), PartError> {
-        lock(&self.0.volumes).insert(volume.clone(), Some(owner.clone()));
-        Ok(())
+    fn prepare(&self) -> Result<Box<dyn PreparedVolume>, PartError> {
+        Ok(Box::new(StandIn::new(&self.0)))
     }
 
     fn open(&self, _volume: &VolumeId, _quota: ByteSize) -> Result<PathBuf, PartError> {
@@ -191,8 +194,37 @@ impl Volumes for Part {
     }
 }
 
-impl Containers for Part {
-    fn start(&self, start: StartContainer<'_>) -> Result<Started, PartError> {
+/// Something prepared, which is counted for as long as it is nobody's.
+struct StandIn(Arc<World>);
+
+impl StandIn {
+    fn new(world: &Arc<World>) -> Self {
+        world.prepared.fetch_add(1, Ordering::Relaxed);
+        world.ever_prepared.fetch_add(1, Ordering::Relaxed);
+        Self(world.clone())
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        self.0.prepared.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl PreparedVolume for StandIn {
+    fn give(
+        self: Box<Self>,
+        volume: &VolumeId,
+        owner: &SandboxId,
+        _quota: ByteSize,
+    ) -> Result<(), PartError> {
+        lock(&self.0.volumes).insert(volume.clone(), Some(owner.clone()));
+        Ok(())
+    }
+}
+
+impl PreparedContainer for StandIn {
+    fn start(self: Box<Self>, start: StartContainer<'_>) -> Result<Started, PartError> {
         if let Some(error) = lock(&self.0.next_start).take() {
             return Err(error);
         }
@@ -201,7 +233,17 @@ impl Containers for Part {
         let pidfd = open_pidfd(pid);
         lock(&self.0.processes).insert(start.sandbox.clone(), child);
         let init = Init { pid, start_time: start_time(pid).unwrap() };
-        Ok(Started { init, pidfd, oom: self.attach(start.sandbox, &start.shape.limits)? })
+        let oom = Part(self.0.clone()).attach(start.sandbox, &start.shape.limits)?;
+        Ok(Started { init, pidfd, oom })
+    }
+}
+
+impl Containers for Part {
+    fn prepare(&self, _id_base: u32) -> Result<Box<dyn PreparedContainer>, PartError> {
+        match lock(&self.0.next_prepare).take() {
+            Some(error) => Err(error),
+            None => Ok(Box::new(StandIn::new(&self.0))),
+        }
     }
 
     fn attach(&self, sandbox: &SandboxId, _limits: &Limits) -> Result<Option<OomWatch>, PartError> {

@@ -22,4 +22,4 @@ mod volume;
 
 pub use error::{PoolError, VolumeError};
 pub use pool::{Growth, Pool, PoolConfig, PoolUse};
-pub use volume::{SnapshotName, Volume, VolumeUse};
+pub use volume::{Blank, SnapshotName, Volume, VolumeUse};

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base_types::ByteSize;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -62,7 +62,7 @@ pub struct Pool {
     pub(crate) root: File,
     pub(crate) volumes: File,
     pub(crate) snapshots: File,
-    pub(crate) unfinished: File,
+    pub(crate) unfinished: Arc<File>,
     pub(crate) qgroups: Qgroups,
     config: PoolConfig,
     file_path: PathBuf,
@@ -122,7 +122,7 @@ impl Pool {
             root,
             volumes: volumes?,
             snapshots: snapshots?,
-            unfinished: unfinished?,
+            unfinished: Arc::new(unfinished?),
             qgroups,
             config,
             file_path,

@@ -1,7 +1,8 @@
 //! The volume contract: create, snapshot, fork, destroy, usage, list, set quota.
 //!
 //! A volume appears under its name only when it is whole (made under another name, then renamed),
-//! and both `create` and `destroy` may be repeated.
+//! and both `create` and `destroy` may be repeated. What of a new volume does not depend on whose
+//! it will be may be made ahead, as a [`Blank`].
 
 use std::ffi::CString;
 use std::fmt;
@@ -9,8 +10,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use base_types::{ByteSize, VolumeId};
+use base_types::{ByteSize, PartId, VolumeId};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -35,6 +37,14 @@ const LABEL_FILE: &str = "label";
 pub struct Volume {
     pub id: VolumeId,
     path: PathBuf,
+}
+
+/// An empty volume that is nobody's yet, under a name of its own that nothing lists. It becomes one
+/// volume, once, or is removed with this value; one that a crash left goes when the pool is opened.
+#[derive(Debug)]
+pub struct Blank {
+    unfinished: Arc<File>,
+    name: CString,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +109,29 @@ impl Volume {
     }
 }
 
+// === impl Blank ===
+
+impl Blank {
+    fn under(unfinished: &Arc<File>) -> io::Result<Self> {
+        let name = CString::new(PartId::generate().into_string())?;
+        Ok(Self { unfinished: unfinished.clone(), name })
+    }
+
+    fn open(&self) -> io::Result<OwnedFd> {
+        open_subvolume(&self.unfinished, &self.name)
+    }
+}
+
+impl Drop for Blank {
+    fn drop(&mut self) {
+        // What became a volume is not here any more.
+        let removed = sys::subvolume_destroy(self.unfinished.as_fd(), &self.name);
+        if let Err(error) = ignore_missing(removed) {
+            tracing::warn!(name = ?self.name, %error, "an unfinished volume stays for now");
+        }
+    }
+}
+
 // === impl Pool ===
 
 impl Pool {
@@ -114,16 +147,21 @@ impl Pool {
             self.set_quota(id, quota)?;
             return self.volume(id);
         }
-        self.make(id, label, quota, |name| {
-            sys::subvolume_create(self.unfinished.as_fd(), name, ALL_GUESTS)?;
-            let subvolume = self.open_unfinished(name)?;
-            for (directory, mode) in [("u", 0o755), ("w", 0o700), ("o", 0o755)] {
-                rustix::fs::mkdirat(&subvolume, directory, Mode::from_raw_mode(0o700))?;
-                let mode = Mode::from_raw_mode(mode);
-                rustix::fs::chmodat(&subvolume, directory, mode, AtFlags::empty())?;
-            }
-            Ok(())
-        })
+        let blank = self.blank().map_err(on(id, "create"))?;
+        self.finish(blank, id, label, quota)
+    }
+
+    /// Makes what every new volume needs, ahead of the one that will.
+    pub fn blank(&self) -> io::Result<Blank> {
+        let blank = Blank::under(&self.unfinished)?;
+        sys::subvolume_create(self.unfinished.as_fd(), &blank.name, ALL_GUESTS)?;
+        let subvolume = blank.open()?;
+        for (directory, mode) in [("u", 0o755), ("w", 0o700), ("o", 0o755)] {
+            rustix::fs::mkdirat(&subvolume, directory, Mode::from_raw_mode(0o700))?;
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::chmodat(&subvolume, directory, mode, AtFlags::empty())?;
+        }
+        Ok(blank)
     }
 
     /// Finds a volume.
@@ -182,10 +220,13 @@ impl Pool {
                     _ => on(source, "open snapshot")(error),
                 })?,
         };
-        self.make(id, label, quota, |name| {
-            let directory = self.unfinished.as_fd();
-            sys::snapshot_create(from.as_fd(), directory, name, Access::ReadWrite, ALL_GUESTS)
-        })
+        let copy = || {
+            let copy = Blank::under(&self.unfinished)?;
+            let (from, to) = (from.as_fd(), self.unfinished.as_fd());
+            sys::snapshot_create(from, to, &copy.name, Access::ReadWrite, ALL_GUESTS)?;
+            Ok(copy)
+        };
+        self.finish(copy().map_err(on(id, "fork"))?, id, label, quota)
     }
 
     /// Removes the volume; its snapshots stay. The space comes back a little later.
@@ -238,30 +279,24 @@ impl Pool {
         names.filter_map(Result::transpose).collect()
     }
 
-    /// Fills a subvolume under another name, limits it, and gives it its own.
-    fn make(
+    /// Makes it the volume `id`, which must not exist: limited, then under its own name.
+    pub fn finish(
         &self,
+        blank: Blank,
         id: &VolumeId,
         label: &str,
         quota: ByteSize,
-        fill: impl FnOnce(&std::ffi::CStr) -> io::Result<()>,
     ) -> Result<Volume, VolumeError> {
         let name = file_name(id)?;
-        // What an earlier attempt left, in this process: `Pool::open` removed older ones.
-        ignore_missing(sys::subvolume_destroy(self.unfinished.as_fd(), &name))
-            .map_err(on(id, "remove unfinished"))?;
-        let finished = fill(&name).and_then(|()| {
-            let subvolume = self.open_unfinished(&name)?;
+        let finished = || {
+            let subvolume = blank.open()?;
             write_label(&subvolume, label)?;
             sys::qgroup_limit(subvolume.as_fd(), 0, quota.bytes())?;
-            let (from, to) = (&self.unfinished, &self.volumes);
-            rustix::fs::renameat_with(from, &*name, to, &*name, RenameFlags::NOREPLACE)?;
+            let (from, to) = (&*self.unfinished, &self.volumes);
+            rustix::fs::renameat_with(from, &*blank.name, to, &*name, RenameFlags::NOREPLACE)?;
             Ok(())
-        });
-        if let Err(error) = finished {
-            let _ = sys::subvolume_destroy(self.unfinished.as_fd(), &name);
-            return Err(on(id, "create")(error));
-        }
+        };
+        finished().map_err(on(id, "create"))?;
         self.volume(id)
     }
 
@@ -271,10 +306,6 @@ impl Pool {
             io::ErrorKind::NotFound => VolumeError::NotFound(id.clone()),
             _ => on(id, "open")(error),
         })
-    }
-
-    fn open_unfinished(&self, name: &std::ffi::CStr) -> io::Result<OwnedFd> {
-        open_subvolume(&self.unfinished, name)
     }
 }
 

@@ -50,6 +50,7 @@ fn serve(args: LauncherArgs) -> anyhow::Result<()> {
     // From here on this process has few capabilities, and the installation to itself.
     let prepared = Prepared::take(&args.data, user)?;
     let parts = Parts {
+        ahead: profiles.starts_ahead(),
         images: Box::new(ImageParts::open(&args.images)?),
         volumes: Box::new(PoolVolumes::open(&prepared.layout().pool(), pool)?),
         containers: Box::new(ContainerParts::new(&prepared.layout().installation())?),

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use base_types::SandboxId;
+use base_types::{PartId, SandboxId};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use sandbox_api::Limits;
@@ -68,8 +68,18 @@ pub struct Entry {
 pub trait Cgroups: Send + Sync {
     fn version(&self) -> u8;
 
-    /// Makes the sandbox's groups, with their limits, or finds them.
-    fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()>;
+    /// Makes groups that are no sandbox's yet. Without limits: nothing may run in them.
+    fn prepare(&self, part: &PartId) -> io::Result<()>;
+
+    /// Makes them this sandbox's, with its limits. What an earlier epoch left of its groups, which
+    /// hold no process, gives way.
+    fn adopt(&self, part: &PartId, sandbox: &SandboxId, limits: &Limits) -> io::Result<()>;
+
+    /// Removes groups that became no sandbox's.
+    fn discard(&self, part: &PartId) -> io::Result<()>;
+
+    /// Every part whose groups are no sandbox's.
+    fn parts(&self) -> io::Result<Vec<PartId>>;
 
     /// How the agent's process gets into its leaf.
     fn agent_entry(&self, sandbox: &SandboxId) -> io::Result<Entry>;
@@ -194,14 +204,13 @@ fn remove_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-fn sandboxes_in(directory: &Path) -> io::Result<Vec<SandboxId>> {
+fn names_in(directory: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(named(directory)(error)),
     };
-    let names = entries.flatten().map(|entry| entry.file_name());
-    Ok(names.filter_map(|name| SandboxId::parse(name.to_str()?)).collect())
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
 /// Kills `pid` only if `marker` stands in its `/proc/PID/cgroup`: between reading a list of pids

@@ -10,13 +10,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use base_types::SandboxId;
+use base_types::{PartId, SandboxId};
 use sandbox_api::Limits;
 
 use super::{
     AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Entry, Figures, PAYLOAD_LEAF,
-    kill_member, make_directory, open_to_write, pids_in, read_keyed, read_number, remove_directory,
-    sandboxes_in, write,
+    kill_member, make_directory, named, names_in, open_to_write, pids_in, read_keyed, read_number,
+    remove_directory, write,
 };
 use crate::error::ContainerError;
 
@@ -65,13 +65,25 @@ impl V1 {
         all.into_iter().chain(&self.cpu_account).collect()
     }
 
-    fn leaves(&self, sandbox: &SandboxId, leaf: &str) -> [PathBuf; 2] {
-        [&self.memory, &self.pids].map(|root| root.join(sandbox.as_str()).join(leaf))
+    fn leaves(&self, name: &str, leaf: &str) -> [PathBuf; 2] {
+        [&self.memory, &self.pids].map(|root| root.join(name).join(leaf))
+    }
+
+    fn names(&self) -> io::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for root in self.hierarchies() {
+            all.extend(names_in(root)?);
+        }
+        Ok(all)
+    }
+
+    fn remove_named(&self, name: &str) -> io::Result<()> {
+        self.hierarchies().into_iter().try_for_each(|root| remove_group(&root.join(name)))
     }
 
     fn limit(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
         let figures = Figures::of(limits);
-        let [payload_memory, payload_pids] = self.leaves(sandbox, PAYLOAD_LEAF);
+        let [payload_memory, payload_pids] = self.leaves(sandbox.as_str(), PAYLOAD_LEAF);
         let (memory, pids, cpu) = (
             self.memory.join(sandbox.as_str()),
             self.pids.join(sandbox.as_str()),
@@ -96,29 +108,51 @@ impl Cgroups for V1 {
         1
     }
 
-    fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+    fn prepare(&self, part: &PartId) -> io::Result<()> {
         for root in self.hierarchies() {
             // An administrator may have tidied up while it was empty.
             make_directory(root)?;
-            make_directory(&root.join(sandbox.as_str()))?;
+            make_directory(&root.join(part.as_str()))?;
         }
         for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {
-            self.leaves(sandbox, leaf).iter().try_for_each(|path| make_directory(path))?;
+            self.leaves(part.as_str(), leaf).iter().try_for_each(|path| make_directory(path))?;
+        }
+        Ok(())
+    }
+
+    fn adopt(&self, part: &PartId, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+        for root in self.hierarchies() {
+            let (from, to) = (root.join(part.as_str()), root.join(sandbox.as_str()));
+            if to.exists() {
+                remove_group(&to)?;
+            }
+            fs::rename(&from, &to).map_err(named(&to))?;
         }
         self.limit(sandbox, limits)
+    }
+
+    fn discard(&self, part: &PartId) -> io::Result<()> {
+        self.remove_named(part.as_str())
+    }
+
+    fn parts(&self) -> io::Result<Vec<PartId>> {
+        Ok(self.names()?.iter().filter_map(|name| PartId::parse(name)).collect())
     }
 
     fn agent_entry(&self, sandbox: &SandboxId) -> io::Result<Entry> {
         let whole =
             BTreeSet::from_iter([&self.cpu, &self.freezer].into_iter().chain(&self.cpu_account));
         let whole = whole.into_iter().map(|root| root.join(sandbox.as_str()));
-        let groups = whole.chain(self.leaves(sandbox, AGENT_LEAF));
+        let groups = whole.chain(self.leaves(sandbox.as_str(), AGENT_LEAF));
         let tasks: io::Result<_> = groups.map(|group| open_to_write(&group, TASKS)).collect();
         Ok(Entry { born_in: None, tasks: tasks? })
     }
 
     fn payload_procs(&self, sandbox: &SandboxId) -> io::Result<Vec<OwnedFd>> {
-        self.leaves(sandbox, PAYLOAD_LEAF).iter().map(|leaf| open_to_write(leaf, TASKS)).collect()
+        self.leaves(sandbox.as_str(), PAYLOAD_LEAF)
+            .iter()
+            .map(|leaf| open_to_write(leaf, TASKS))
+            .collect()
     }
 
     fn freeze(&self, sandbox: &SandboxId) -> io::Result<()> {
@@ -164,13 +198,7 @@ impl Cgroups for V1 {
     }
 
     fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
-        for root in self.hierarchies() {
-            let group = root.join(sandbox.as_str());
-            for directory in [group.join(AGENT_LEAF), group.join(PAYLOAD_LEAF), group] {
-                remove_directory(&directory)?;
-            }
-        }
-        Ok(())
+        self.remove_named(sandbox.as_str())
     }
 
     fn close(&self) -> io::Result<()> {
@@ -178,12 +206,14 @@ impl Cgroups for V1 {
     }
 
     fn list(&self) -> io::Result<Vec<SandboxId>> {
-        let mut all = BTreeSet::new();
-        for root in self.hierarchies() {
-            all.extend(sandboxes_in(root)?);
-        }
-        Ok(all.into_iter().collect())
+        Ok(self.names()?.iter().filter_map(|name| SandboxId::parse(name)).collect())
     }
+}
+
+fn remove_group(group: &Path) -> io::Result<()> {
+    let leaves = [AGENT_LEAF, PAYLOAD_LEAF].map(|leaf| group.join(leaf));
+    leaves.iter().try_for_each(|leaf| remove_directory(leaf))?;
+    remove_directory(group)
 }
 
 /// Where the hierarchy with this controller is mounted.

@@ -3,26 +3,32 @@
 //!
 //! Where our groups go:
 //!
-//! - Under a service manager that delegated a group to us (its directory says so in an extended
-//!   attribute): below that group, after we have moved ourselves into a leaf of it.
+//! - Under a service manager that delegated a group for sandboxes beside ours (its directory says
+//!   so in an extended attribute): below that one, after what is in it has moved into a leaf.
+//!   systemd cannot start a service again whose own group has such children, so that ours would
+//!   keep a launcher from being restarted while sandboxes run.
+//! - Under one that delegated our own group to us: below that.
 //! - In a container, whose group looks like the root: below it, after everything in it has moved
 //!   into a leaf.
 //! - Otherwise at the real root, where the rule does not hold and a launcher started from another
 //!   session finds them again.
+//!
+//! Wherever an earlier launcher has put this installation's groups, there they stay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use base_types::SandboxId;
+use base_types::{PartId, SandboxId};
 use sandbox_api::Limits;
 
 use super::{
     AGENT_LEAF, CGROUP_ROOT, CPU_PERIOD_US, CgroupUse, Cgroups, Entry, Figures, PAYLOAD_LEAF,
-    kill_member, make_directory, named, open_to_write, pids_in, read_keyed, read_number,
-    remove_directory, sandboxes_in, write,
+    kill_member, make_directory, named, names_in, open_to_write, pids_in, read_keyed, read_number,
+    remove_directory, write,
 };
 use crate::error::ContainerError;
 
@@ -31,9 +37,17 @@ const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 /// Moving the last processes of a group into a leaf races with their forks.
 const EVACUATE_ROUNDS_MAX: u32 = 50;
 
+/// A group cannot be renamed here: whose it is stands in this attribute of its directory, which
+/// guests, to whom the hierarchy is not mounted, do not see.
+const OWNER: &str = "trusted.sinew.sandbox";
+/// Longer than any id.
+const OWNER_BYTES_MAX: usize = 64;
+
 pub struct V2 {
     /// This installation's directory.
     base: PathBuf,
+    /// The directory's name, for each sandbox that has groups.
+    names: Mutex<BTreeMap<SandboxId, String>>,
 }
 
 // === impl V2 ===
@@ -51,7 +65,7 @@ impl V2 {
                 return Err(ContainerError::NoController(controller));
             }
         }
-        let parent = parent_of_ours(root);
+        let parent = parent_of_ours(root, prefix);
         let base = parent.join(prefix);
         let prepared = prepare(&parent, &base, prefix);
         prepared.map_err(|source| ContainerError::Io {
@@ -59,11 +73,21 @@ impl V2 {
             path: base.clone(),
             source,
         })?;
-        Ok(Some(Self { base }))
+        let names = names_in(&base).unwrap_or_default().into_iter();
+        let names = names.filter_map(|name| Some((owner(&base.join(&name))?, name))).collect();
+        Ok(Some(Self { base, names: Mutex::new(names) }))
+    }
+
+    fn names(&self) -> MutexGuard<'_, BTreeMap<SandboxId, String>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self, sandbox: &SandboxId) -> String {
+        self.names().get(sandbox).cloned().unwrap_or_else(|| sandbox.to_string())
     }
 
     fn group(&self, sandbox: &SandboxId) -> PathBuf {
-        self.base.join(sandbox.as_str())
+        self.base.join(self.name(sandbox))
     }
 
     fn limit(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
@@ -94,8 +118,8 @@ impl Cgroups for V2 {
         2
     }
 
-    fn create(&self, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
-        let group = self.group(sandbox);
+    fn prepare(&self, part: &PartId) -> io::Result<()> {
+        let group = self.base.join(part.as_str());
         // An administrator may have tidied up while it was empty.
         make_directory(&self.base)?;
         enable_controllers(&self.base)?;
@@ -104,7 +128,27 @@ impl Cgroups for V2 {
         for leaf in [AGENT_LEAF, PAYLOAD_LEAF] {
             make_directory(&group.join(leaf))?;
         }
+        Ok(())
+    }
+
+    fn adopt(&self, part: &PartId, sandbox: &SandboxId, limits: &Limits) -> io::Result<()> {
+        self.remove(sandbox)?;
+        let group = self.base.join(part.as_str());
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&group, OWNER, sandbox.as_str().as_bytes(), flags)
+            .map_err(|errno| named(&group)(errno.into()))?;
+        self.names().insert(sandbox.clone(), part.to_string());
         self.limit(sandbox, limits)
+    }
+
+    fn discard(&self, part: &PartId) -> io::Result<()> {
+        remove_group(&self.base.join(part.as_str()))
+    }
+
+    fn parts(&self) -> io::Result<Vec<PartId>> {
+        let free = |name: &&String| owner(&self.base.join(name)).is_none();
+        let names = names_in(&self.base)?;
+        Ok(names.iter().filter(free).filter_map(|name| PartId::parse(name)).collect())
     }
 
     fn agent_entry(&self, sandbox: &SandboxId) -> io::Result<Entry> {
@@ -140,8 +184,8 @@ impl Cgroups for V2 {
         if write(&self.group(sandbox), "cgroup.kill", "1").is_ok() {
             return Ok(());
         }
-        let members = self.members(sandbox)?;
-        members.into_iter().try_for_each(|pid| kill_member(pid, sandbox.as_str()))
+        let (members, name) = (self.members(sandbox)?, self.name(sandbox));
+        members.into_iter().try_for_each(|pid| kill_member(pid, &name))
     }
 
     fn usage(&self, sandbox: &SandboxId) -> CgroupUse {
@@ -161,10 +205,8 @@ impl Cgroups for V2 {
     }
 
     fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
-        let group = self.group(sandbox);
-        for directory in [group.join(AGENT_LEAF), group.join(PAYLOAD_LEAF), group] {
-            remove_directory(&directory)?;
-        }
+        remove_group(&self.group(sandbox))?;
+        self.names().remove(sandbox);
         Ok(())
     }
 
@@ -173,23 +215,45 @@ impl Cgroups for V2 {
     }
 
     fn list(&self) -> io::Result<Vec<SandboxId>> {
-        sandboxes_in(&self.base)
+        let owner = |name: String| SandboxId::parse(&name).or_else(|| owner(&self.base.join(name)));
+        Ok(names_in(&self.base)?.into_iter().filter_map(owner).collect())
     }
 }
 
-fn parent_of_ours(root: &Path) -> PathBuf {
+/// Whose groups these are.
+fn owner(group: &Path) -> Option<SandboxId> {
+    let mut value = [0_u8; OWNER_BYTES_MAX];
+    let length = rustix::fs::getxattr(group, OWNER, &mut value).ok()?;
+    SandboxId::parse(std::str::from_utf8(value.get(..length)?).ok()?)
+}
+
+fn remove_group(group: &Path) -> io::Result<()> {
+    for directory in [&group.join(AGENT_LEAF), &group.join(PAYLOAD_LEAF), group] {
+        remove_directory(directory)?;
+    }
+    Ok(())
+}
+
+fn parent_of_ours(root: &Path, prefix: &str) -> PathBuf {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let mut group = root.join(own);
+    let mut own = root.join(own);
     // After a restart we may sit in the leaf that an earlier launcher made.
-    if group.ends_with(LAUNCHER_LEAF) {
-        group.pop();
+    if own.ends_with(LAUNCHER_LEAF) {
+        own.pop();
     }
-    match is_delegated(&group) {
-        true => group,
-        false => root.to_path_buf(),
+    let beside = own.with_file_name(SANDBOXES_GROUP);
+    let usual = root.join("system.slice").join(SANDBOXES_GROUP);
+    let has_ours = |parent: &&PathBuf| parent.join(prefix).is_dir();
+    let root = root.to_path_buf();
+    if let Some(parent) = [&beside, &usual, &own, &root].into_iter().find(has_ours) {
+        return parent.clone();
     }
+    [beside, own].into_iter().find(|group| is_delegated(group)).unwrap_or(root)
 }
+
+/// The unit that holds the sandboxes of an installed service (`sinew install --systemd`).
+const SANDBOXES_GROUP: &str = "sinew-sandboxes.service";
 
 /// The leaf that holds this process where the rule demands one.
 const LAUNCHER_LEAF: &str = "sinew-launcher";

@@ -73,7 +73,8 @@ fn files_outlive_the_epoch_and_fit_another_id_range() {
     assert_eq!(fs::metadata(sandbox.volume.upper().join("workspace/f")).unwrap().uid(), 1000);
 
     let base = ID_BASE + 7 * 65_536;
-    let started = machine.try_start(&sandbox, |spec| spec.id_base = base);
+    let prepared = machine.containers.prepare(base).unwrap();
+    let started = machine.try_start_from(prepared, &sandbox, |_| ());
     sandbox.started = Some(started.unwrap());
     let init = sandbox.started.as_ref().unwrap().init.as_raw_nonzero();
     assert_eq!(fs::metadata(format!("/proc/{init}")).unwrap().uid(), base);

@@ -7,6 +7,7 @@ mod life;
 mod limits;
 mod neighbours;
 mod oldest_kernel;
+mod prepared;
 mod real_agent;
 mod support;
 mod walls;

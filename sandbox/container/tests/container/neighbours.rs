@@ -12,7 +12,8 @@ fn one_sandbox_does_not_use_up_what_is_counted_for_each_user() {
     let Some(machine) = Machine::new("counted_for_each_user") else { return };
     let mut attacker = machine.start();
     let mut neighbour = machine.prepare(LIMITS);
-    let started = machine.try_start(&neighbour, |spec| spec.id_base = 2 * ID_BASE);
+    let prepared = machine.containers.prepare(2 * ID_BASE).unwrap();
+    let started = machine.try_start_from(prepared, &neighbour, |_| ());
     neighbour.started = Some(started.unwrap());
 
     // Every inotify instance that it gets, held.

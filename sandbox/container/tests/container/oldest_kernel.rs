@@ -15,8 +15,14 @@ use crate::support::{self, CACHE};
 /// On the kernel's command line of the virtual machine.
 const INSIDE: &str = "sinew.test-machine";
 /// What runs inside: every limit, what the kernel itself must hold, and one whole life.
-const INSIDE_TESTS: &[&str] =
-    &["limits::", "walls::proc", "walls::links", "life::files_outlive", "real_agent::the_shipped"];
+const INSIDE_TESTS: &[&str] = &[
+    "limits::",
+    "walls::proc",
+    "walls::links",
+    "life::files_outlive",
+    "prepared::",
+    "real_agent::the_shipped",
+];
 const MODULES: &[&str] = &["overlay", "crc32c_generic", "btrfs", "loop"];
 /// Far beyond what it takes on a busy machine with two cores.
 const TIMEOUT_SECONDS: &str = "280";

@@ -13,7 +13,7 @@ use base_types::{ByteSize, Epoch, SandboxId, VolumeId};
 use guest_protocol::boot::ToolsAs;
 use sandbox_api::Limits;
 use sandbox_container::{
-    ContainerSpec, Containers, StartError, Started, ToolUser, loopback_only, sealed_agent,
+    ContainerSpec, Containers, Prepared, StartError, Started, ToolUser, sealed_agent,
 };
 use sandbox_volume::{Pool, PoolConfig, Volume};
 
@@ -111,20 +111,26 @@ impl Machine {
         sandbox: &Sandbox,
         change: impl FnOnce(&mut ContainerSpec<'_>),
     ) -> Result<Started, StartError> {
+        self.try_start_from(self.containers.prepare(ID_BASE)?, sandbox, change)
+    }
+
+    pub fn try_start_from(
+        &self,
+        prepared: Prepared,
+        sandbox: &Sandbox,
+        change: impl FnOnce(&mut ContainerSpec<'_>),
+    ) -> Result<Started, StartError> {
         let _ = fs::remove_file(&sandbox.socket);
         let listener = UnixListener::bind(&sandbox.socket).unwrap();
-        let network = loopback_only(ID_BASE).unwrap();
         let mut spec = ContainerSpec {
             sandbox: sandbox.id.clone(),
             epoch: Epoch::FIRST,
             image_root: IMAGE.into(),
             volume: sandbox.volume.path().into(),
-            id_base: ID_BASE,
             limits: sandbox.limits,
             hostname: "box".into(),
             agent: self.agent.as_fd(),
             listener: listener.as_fd(),
-            network: network.as_fd(),
             tools_as: ToolsAs::User,
             tool: ToolUser::agent(),
             workdir: "/workspace".into(),
@@ -132,7 +138,7 @@ impl Machine {
             entrypoint: None,
         };
         change(&mut spec);
-        self.containers.start(&spec)
+        self.containers.start(prepared, &spec)
     }
 
     pub fn start(&self) -> Sandbox {

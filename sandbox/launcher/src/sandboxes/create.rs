@@ -12,7 +12,7 @@ use sandbox_api::{RestoredFrom, Sandbox, SandboxSpec, Tier};
 use super::end::end_waiters;
 use super::{Live, RUNNING_MAX, Sandboxes, Slot, Work};
 use crate::lock;
-use crate::parts::{Guest, OomWatch, OpenImage, Shape, StartContainer};
+use crate::parts::{Guest, OomWatch, OpenImage, PreparedContainer, Shape, StartContainer};
 use crate::ranges::TakeRangeError;
 use crate::table::{IdRange, Phase, Record};
 use crate::wire::Refusal;
@@ -27,9 +27,18 @@ enum Volume {
     WasThere,
 }
 
+/// From what one container is started.
+struct Start<'a> {
+    shape: &'a Shape,
+    image: OpenImage,
+    /// `None`: it is made now.
+    prepared: Option<Box<dyn PreparedContainer>>,
+}
+
 impl Sandboxes {
     pub fn create(&self, spec: &SandboxSpec) -> Result<Sandbox, Refusal> {
         check_ids(spec)?;
+        let _nothing_is_prepared_meanwhile = self.stock.starting();
         let shape = self.parts.profiles.shape(&spec.profile)?.ok_or(Refusal::NoSuchProfile)?;
         if shape.tier != Tier::Container {
             let why = format!("profile `{}` is for the {} tier", spec.profile, shape.tier);
@@ -90,7 +99,7 @@ impl Sandboxes {
         image: OpenImage,
         before: Option<&Record>,
     ) -> Result<(Live, RestoredFrom), Refusal> {
-        let range = self.take_range(&spec.sandbox)?;
+        let (range, prepared) = self.ready_container(&spec.sandbox)?;
         let ever_ran = before.is_some_and(|record| record.ever_ran);
         let record = new_record(spec, shape, range, ever_ran);
         let mut volume = Volume::WasThere;
@@ -98,7 +107,8 @@ impl Sandboxes {
             .record(slot, record.clone())
             .and_then(|()| self.ready_volume(spec, shape, before, &mut volume))
             .and_then(|restored_from| {
-                self.start_container(slot, &record, shape, image).map(|live| (live, restored_from))
+                let live = self.start_container(slot, &record, Start { shape, image, prepared });
+                live.map(|live| (live, restored_from))
             });
         if let Err(refusal) = &result {
             tracing::warn!(sandbox = %spec.sandbox, epoch = %spec.epoch, %refusal, "did not start");
@@ -125,7 +135,11 @@ impl Sandboxes {
         if spec.volume_exists || before.is_some_and(|record| record.ever_ran) {
             return Err(Refusal::VolumeGone);
         }
-        self.parts.volumes.create(&spec.volume, &spec.sandbox, shape.limits.disk)?;
+        let prepared = match self.stock.volume() {
+            Some(prepared) => prepared,
+            None => self.parts.volumes.prepare()?,
+        };
+        prepared.give(&spec.volume, &spec.sandbox, shape.limits.disk)?;
         *volume = Volume::MadeNow;
         Ok(RestoredFrom::Nothing)
     }
@@ -134,8 +148,7 @@ impl Sandboxes {
         &self,
         slot: &Slot,
         record: &Record,
-        shape: &Shape,
-        image: OpenImage,
+        Start { shape, image, prepared }: Start<'_>,
     ) -> Result<Live, Refusal> {
         let volume = self.parts.volumes.open(&record.volume, shape.limits.disk)?;
         let listener =
@@ -146,12 +159,15 @@ impl Sandboxes {
             return Err(Refusal::Failed { why: "the record is not of a start".to_owned() });
         };
         let guest = Guest::of(shape, &image.words);
-        let started = self.parts.containers.start(StartContainer {
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => self.parts.containers.prepare(range.base())?,
+        };
+        let started = prepared.start(StartContainer {
             sandbox: &record.sandbox,
             epoch: record.epoch,
             image: image.rootfs,
             volume,
-            id_base: range.base(),
             shape,
             guest: &guest,
             listener,
@@ -217,7 +233,7 @@ impl Sandboxes {
         end_waiters(slot, &sandbox);
     }
 
-    fn take_range(&self, sandbox: &SandboxId) -> Result<IdRange, Refusal> {
+    pub(super) fn take_range(&self, sandbox: &SandboxId) -> Result<IdRange, Refusal> {
         // The id is random, so a piece of it spreads the search.
         let hint = sandbox.as_str().get(4..12).and_then(|hex| u32::from_str_radix(hex, 16).ok());
         self.ranges.take(&self.table.path(sandbox), hint.unwrap_or_default()).map_err(|error| {

@@ -8,6 +8,9 @@
 mod create;
 mod end;
 mod recover;
+mod stock;
+#[cfg(test)]
+mod stock_tests;
 mod tend;
 #[cfg(test)]
 mod tests;
@@ -31,6 +34,8 @@ use crate::table::{Phase, Record, Table};
 use crate::watch::{Seen, WatchNumber, Watcher};
 use crate::wire::{LIST_PAGE_MAX, Refusal};
 
+use stock::Stock;
+
 pub use create::{check_sandbox, check_volume};
 #[cfg(test)]
 pub use recover::start_time;
@@ -53,6 +58,7 @@ pub struct Sandboxes {
     ranges: Ranges,
     boot: String,
     watcher: Watcher,
+    stock: Arc<Stock>,
     slots: Mutex<BTreeMap<SandboxId, Arc<Slot>>>,
     /// How many sandboxes have a [`Live`].
     running: AtomicUsize,
@@ -115,6 +121,7 @@ impl Sandboxes {
         let sandboxes = Arc::new(Self {
             table: Table::new(settings.layout.sandboxes()),
             layout: settings.layout,
+            stock: Arc::new(Stock::new(settings.parts.ahead)),
             serve_gid: settings.serve_gid,
             parts: settings.parts,
             ranges: settings.ranges,
@@ -128,6 +135,8 @@ impl Sandboxes {
         // From here on what the watcher saw is acted upon, what it saw meanwhile included.
         seen.act_on(Arc::downgrade(&sandboxes));
         tend::start(Arc::downgrade(&sandboxes)).map_err(RecoverError::Watch)?;
+        let (stock, weak) = (sandboxes.stock.clone(), Arc::downgrade(&sandboxes));
+        stock::start(stock, weak).map_err(RecoverError::Watch)?;
         Ok((sandboxes, recovered))
     }
 

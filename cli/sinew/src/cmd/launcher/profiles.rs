@@ -50,6 +50,11 @@ impl ConfiguredProfiles {
         (read.config.user, read.config.pool)
     }
 
+    pub fn starts_ahead(&self) -> usize {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.config.limits.starts_ahead as usize
+    }
+
     /// A file with mistakes changes nothing: what was read before goes on, and the log says why.
     fn refresh(&self, read: &mut Read) {
         // Looked at before it is read: a change in between is noticed the next time.

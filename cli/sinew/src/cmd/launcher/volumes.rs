@@ -3,17 +3,23 @@
 //! A volume says itself whose it is: its label is the id of its sandbox.
 
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base_types::{ByteSize, SandboxId, VolumeId};
-use sandbox_launcher::parts::{PartError, Volumes};
-use sandbox_volume::{Pool, PoolConfig, PoolError, VolumeError};
+use sandbox_launcher::parts::{PartError, PreparedVolume, Volumes};
+use sandbox_volume::{Blank, Pool, PoolConfig, PoolError, VolumeError};
 
 use super::failed;
 
+#[derive(Clone)]
 pub struct PoolVolumes {
     /// `None` once it was closed.
-    pool: RwLock<Option<Pool>>,
+    pool: Arc<RwLock<Option<Pool>>>,
+}
+
+struct Ready {
+    volumes: PoolVolumes,
+    blank: Blank,
 }
 
 impl PoolVolumes {
@@ -24,7 +30,7 @@ impl PoolVolumes {
             max_bytes: config.max.bytes(),
             reserve_bytes: config.reserve.bytes(),
         };
-        Ok(Self { pool: RwLock::new(Some(Pool::open(dir, config)?)) })
+        Ok(Self { pool: Arc::new(RwLock::new(Some(Pool::open(dir, config)?))) })
     }
 
     fn with<T>(&self, act: impl FnOnce(&Pool) -> Result<T, PartError>) -> Result<T, PartError> {
@@ -33,6 +39,21 @@ impl PoolVolumes {
             Some(pool) => act(pool),
             None => Err(PartError::Failed("the pool of volumes is closed".to_owned())),
         }
+    }
+}
+
+impl PreparedVolume for Ready {
+    fn give(
+        self: Box<Self>,
+        volume: &VolumeId,
+        owner: &SandboxId,
+        quota: ByteSize,
+    ) -> Result<(), PartError> {
+        let Self { volumes, blank } = *self;
+        volumes.with(|pool| {
+            let made = pool.finish(blank, volume, owner.as_str(), quota);
+            made.map(drop).map_err(|error| failed(&error))
+        })
     }
 }
 
@@ -45,16 +66,11 @@ impl Volumes for PoolVolumes {
         })
     }
 
-    fn create(
-        &self,
-        volume: &VolumeId,
-        owner: &SandboxId,
-        quota: ByteSize,
-    ) -> Result<(), PartError> {
-        self.with(|pool| {
-            let made = pool.create(volume, owner.as_str(), quota);
-            made.map(drop).map_err(|error| failed(&error))
-        })
+    fn prepare(&self) -> Result<Box<dyn PreparedVolume>, PartError> {
+        let made = |pool: &Pool| {
+            pool.blank().map_err(|error| PartError::Failed(format!("make a volume: {error}")))
+        };
+        Ok(Box::new(Ready { blank: self.with(made)?, volumes: self.clone() }))
     }
 
     fn open(&self, volume: &VolumeId, quota: ByteSize) -> Result<PathBuf, PartError> {
