@@ -3,23 +3,18 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, lchown};
+use std::os::unix::fs::{PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use base_types::{Clock, ImageId, SystemClock};
-use rustix::fs::{FlockOperation, flock};
-
 use crate::bootstrap::Bootstrap;
-use crate::manifest::{
-    Image, MANIFEST_FILE, MANIFEST_FORMAT, Manifest, Package, ROOTFS_DIR, id_of,
-};
+use crate::commit::{CommitError, NewImage, Staging};
+use crate::manifest::{Image, Package, ROOTFS_DIR};
 use crate::progress::{Progress, Stage};
 use crate::recipe::{AGENT_GID, AGENT_UID, Recipe};
 use crate::removal::remove_tree;
 use crate::sources::{host_sources, without_credentials};
-use crate::store::{BUILDING_PREFIX, ImageStore, OpenStoreError, publish};
-use crate::tree::{TreeDigest, TreeError};
+use crate::store::{ImageStore, OpenStoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BuildImageError {
@@ -40,16 +35,10 @@ pub enum BuildImageError {
     Bootstrap { status: ExitStatus, output: String },
     #[error("start mmdebstrap")]
     Spawn(#[source] io::Error),
-    #[error("lock {path}")]
-    Lock { path: PathBuf, source: io::Error },
-    #[error("clean up a half-built image at {path}")]
-    CleanUp { path: PathBuf, source: io::Error },
-    #[error("image {id} is damaged and in use: stop the sandboxes that run from it first")]
-    DamagedInUse { id: ImageId },
     #[error("write {path}")]
     Write { path: PathBuf, source: io::Error },
-    #[error("compute the checksum")]
-    Checksum(#[from] TreeError),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
     #[error("read the image cache")]
     Store(#[from] OpenStoreError),
 }
@@ -95,7 +84,10 @@ impl ImageStore {
         if !rustix::process::geteuid().is_root() {
             return Err(BuildImageError::NotRoot);
         }
-        let lock = self.lock_for_build(progress)?;
+        let lock = self.lock_for_build(&mut || {
+            progress(step(Stage::Waiting, 0));
+            true
+        })?;
         if !options.force
             && let Some(image) = cached(self)?
         {
@@ -113,132 +105,16 @@ impl ImageStore {
         progress(step(Stage::Finishing, 93));
         finish(&rootfs)?;
         progress(step(Stage::Checksum, 95));
-        let image = self.commit(recipe, staging)?;
-        progress(done(&image));
-        Ok(image)
-    }
-
-    fn commit(&self, recipe: &Recipe, staging: Staging) -> Result<Image, BuildImageError> {
-        let rootfs = staging.dir.join(ROOTFS_DIR);
-        let digest = TreeDigest::of(&rootfs)?;
-        let manifest = Manifest {
-            format: MANIFEST_FORMAT,
-            id: id_of(&digest.hex),
+        let new = NewImage {
             name: recipe.name.clone(),
-            aliases: Vec::new(),
             recipe: recipe.fingerprint(),
-            checksum: format!("blake3:{}", digest.hex),
-            size_bytes: digest.size_bytes,
-            entries: digest.entries,
-            built_at: SystemClock.now(),
             packages: packages(&rootfs),
             source: None,
             config: None,
         };
-        let path = staging.dir.join(MANIFEST_FILE);
-        let write = |source| BuildImageError::Write { path: path.clone(), source };
-        let mut file = File::create_new(&path).map_err(write)?;
-        let text = serde_json::to_vec_pretty(&manifest).map_err(|e| write(e.into()))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(write)?;
-        file.set_permissions(Permissions::from_mode(0o644)).map_err(write)?;
-        // One call for the whole tree: a manifest must not outlive files a power cut took.
-        rustix::fs::syncfs(&file).map_err(|e| write(e.into()))?;
-        let target = self.dir().join(manifest.id.as_str());
-        self.place(staging, &manifest.id, &target)?;
-        publish(self.dir(), &manifest.id)
-            .map_err(|source| BuildImageError::Write { path: target.clone(), source })?;
-        Ok(Image::new(manifest, target))
-    }
-
-    /// The same tree may have been built before. Then the old one is kept, since sandboxes may
-    /// run from it, unless it is no longer what its manifest says.
-    fn place(&self, staging: Staging, id: &ImageId, target: &Path) -> Result<(), BuildImageError> {
-        if !target.exists() {
-            return staging.commit(target);
-        }
-        if self.verify(id).is_ok() {
-            return staging.discard();
-        }
-        let error = |source| BuildImageError::CleanUp { path: target.to_owned(), source };
-        let in_use = || BuildImageError::DamagedInUse { id: id.clone() };
-        let aside = self.set_aside(id).map_err(error)?.ok_or_else(in_use)?;
-        staging.commit(target)?;
-        remove_tree(&aside).map_err(error)
-    }
-
-    fn lock_for_build(&self, progress: &mut dyn FnMut(Progress)) -> Result<File, BuildImageError> {
-        let path = self.dir().join("build.lock");
-        let error = |source| BuildImageError::Lock { path: path.clone(), source };
-        let mut options = File::options();
-        let file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(error)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            progress(step(Stage::Waiting, 0));
-            flock(&file, FlockOperation::LockExclusive).map_err(|e| error(e.into()))?;
-        }
-        Ok(file)
-    }
-
-    /// Under the build lock, whatever carries the prefix belongs to a build that is dead.
-    fn remove_half_built(&self) -> Result<(), BuildImageError> {
-        let error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| BuildImageError::CleanUp { path, source }
-        };
-        for entry in fs::read_dir(self.dir()).map_err(error(self.dir()))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(BUILDING_PREFIX) {
-                remove_tree(&entry.path()).map_err(error(&entry.path()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The directory of a build that is not finished: gone when dropped, unless committed.
-struct Staging {
-    dir: PathBuf,
-    armed: bool,
-}
-
-impl Staging {
-    fn create(images: &Path) -> Result<Self, BuildImageError> {
-        let nanos = jiff::Timestamp::now().as_nanosecond();
-        let dir = images.join(format!("{BUILDING_PREFIX}{}-{nanos}", std::process::id()));
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| BuildImageError::Write { path: dir.clone(), source })?;
-        Ok(Self { dir, armed: true })
-    }
-
-    fn commit(mut self, target: &Path) -> Result<(), BuildImageError> {
-        let rename = fs::rename(&self.dir, target);
-        rename.map_err(|source| BuildImageError::Write { path: target.to_owned(), source })?;
-        self.armed = false;
-        Ok(())
-    }
-
-    fn discard(mut self) -> Result<(), BuildImageError> {
-        self.armed = false;
-        let path = self.dir.clone();
-        remove_tree(&path).map_err(|source| BuildImageError::CleanUp { path, source })
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        if let Err(error) = remove_tree(&self.dir) {
-            // The next build tries again, so this one's own error is the one to report.
-            tracing::warn!(path = %self.dir.display(), %error, "half-built image stays until the next build");
-        }
+        let image = self.commit(new, staging, &mut || true)?;
+        progress(done(&image));
+        Ok(image)
     }
 }
 

@@ -19,7 +19,9 @@
 
 mod bootstrap;
 mod build;
+mod commit;
 mod config;
+mod import;
 mod manifest;
 mod progress;
 mod recipe;
@@ -27,9 +29,13 @@ mod removal;
 mod sources;
 mod store;
 mod tree;
+mod unpack;
+mod wire;
 
 pub use build::{BuildImageError, BuildOptions};
+pub use commit::CommitError;
 pub use config::{ImageConfig, ImageSource, LeftOut, ResolvedUser, SourceKind};
+pub use import::{ImportFrom, ImportImageError, ImportOptions, UnpackHelper};
 pub use manifest::{Alias, IMPORTED, Image, Manifest, Package};
 pub use progress::{Progress, Stage};
 pub use recipe::{AGENT_GID, AGENT_UID, DEFAULT_IMAGE, MINIMAL_IMAGE, Recipe};
@@ -37,3 +43,6 @@ pub use store::{
     GetImageError, ImageStore, OpenStoreError, RemoveImageError, UseLock, VerifyImageError,
 };
 pub use tree::{TreeDigest, TreeError};
+pub use unpack::error::UnpackError;
+pub use unpack::limits::ImportLimits;
+pub use unpack::main as unpacker;

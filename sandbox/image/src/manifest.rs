@@ -94,8 +94,19 @@ impl Image {
 /// How many of the digest's hexadecimal digits name an image: 128 bits.
 const ID_DIGITS: usize = 32;
 
-pub(crate) fn id_of(checksum_hex: &str) -> ImageId {
-    ImageId::new(checksum_hex.chars().take(ID_DIGITS).collect::<String>())
+/// The same tree with another configuration is another image: its programs run differently. A tree
+/// without one is named by its digest alone.
+pub(crate) fn id_of(checksum_hex: &str, config: Option<&ImageConfig>) -> ImageId {
+    let Some(config) = config else { return short(checksum_hex) };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"image 2\n").update(checksum_hex.as_bytes()).update(b"\n");
+    // Its fields and maps have one order, and nothing in it can fail to be written.
+    hasher.update(&serde_json::to_vec(config).unwrap_or_default());
+    short(&hasher.finalize().to_hex())
+}
+
+fn short(hex: &str) -> ImageId {
+    ImageId::new(hex.chars().take(ID_DIGITS).collect::<String>())
 }
 
 /// An id becomes a file name, so it is nothing but what [`id_of`] makes.
@@ -106,6 +117,18 @@ pub(crate) fn is_image_id(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_id_follows_tree_and_configuration() {
+        let hex = "ab".repeat(32);
+        let mut config = ImageConfig::default();
+        assert_eq!(id_of(&hex, None).as_str(), "ab".repeat(16));
+        let plain = id_of(&hex, Some(&config));
+        config.cmd.push("sh".to_owned());
+        let other = id_of(&hex, Some(&config));
+        assert!(plain != other && is_image_id(other.as_str()));
+        assert_eq!(other, id_of(&hex, Some(&config)));
+    }
 
     #[test]
     fn an_id_is_never_a_path() {

@@ -8,6 +8,8 @@ pub enum Stage {
     Waiting,
     Downloading,
     Installing,
+    /// An archive's content is being read and checked.
+    Unpacking,
     Finishing,
     Checksum,
     Done,
@@ -17,6 +19,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Stage::Waiting => "waiting for another build",
+            Stage::Unpacking => "unpacking",
             Stage::Downloading => "downloading packages",
             Stage::Installing => "installing packages",
             Stage::Finishing => "finishing the tree",

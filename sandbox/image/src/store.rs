@@ -229,11 +229,13 @@ impl ImageStore {
 /// that is there already, since a crash may have come between the rename and this.
 pub(crate) fn publish(images: &Path, id: &ImageId) -> io::Result<()> {
     let private = images.join(id.as_str()).join(MANIFEST_FILE);
-    let public = images.join(format!("{id}.json"));
-    match fs::remove_file(&public) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => fs::hard_link(private, public)?,
-    }
+    // The last part of the prefix is for removals only, so that no build has this name.
+    let new = images.join(format!("{REMOVING_PREFIX}manifest-{id}"));
+    remove_tree(&new)?;
+    fs::hard_link(private, &new)?;
+    // A reader finds the old one or the new one. Of two names of one file, rename leaves both.
+    fs::rename(&new, images.join(format!("{id}.json")))?;
+    remove_tree(&new)?;
     File::open(images)?.sync_all()
 }
 

@@ -26,6 +26,8 @@ pub enum TreeError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path} holds more than {ENTRIES_MAX} entries")]
     TooLarge { path: PathBuf },
+    #[error("it was interrupted")]
+    Interrupted,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +40,17 @@ pub struct TreeDigest {
 
 impl TreeDigest {
     pub fn of(root: &Path) -> Result<Self, TreeError> {
+        Self::of_while(root, &mut || true)
+    }
+
+    /// For as long as `go_on`, which is asked before each entry, says so.
+    pub(crate) fn of_while(
+        root: &Path,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, TreeError> {
         let mut walk = Walk {
             root,
+            go_on,
             hasher: blake3::Hasher::new(),
             seen: BTreeMap::new(),
             size_bytes: 0,
@@ -55,6 +66,7 @@ impl TreeDigest {
 
 struct Walk<'a> {
     root: &'a Path,
+    go_on: &'a mut dyn FnMut() -> bool,
     hasher: blake3::Hasher,
     /// The first path of each file that has several names: the others are hashed as links to it.
     seen: BTreeMap<(u64, u64), PathBuf>,
@@ -70,6 +82,9 @@ impl Walk<'_> {
         let mut pending = vec![top.to_owned()];
         while let Some(path) = pending.pop() {
             self.entries += 1;
+            if !(self.go_on)() {
+                return Err(TreeError::Interrupted);
+            }
             if self.entries > ENTRIES_MAX {
                 return Err(TreeError::TooLarge { path: self.root.to_owned() });
             }
