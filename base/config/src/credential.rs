@@ -10,9 +10,9 @@ use base_types::Secret;
 /// Keys have some hundred bytes; a file far longer is not a key.
 const KEY_BYTES_MAX: u64 = 16 << 10;
 
-/// Why a key cannot be used. Never its value.
+/// Why a key cannot be used. Never its value. Reads as the end of a sentence about its place.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum KeyError {
+pub enum KeyError {
     #[error("cannot be read ({0})")]
     Unreadable(io::Error),
     #[error("is not a file")]
@@ -27,6 +27,8 @@ pub(crate) enum KeyError {
         "does not hold a key: it has a space, a line break or another character that no key has"
     )]
     NotAKey,
+    #[error("does not hold a password: it has more than one line, or a control character")]
+    NotOneLine,
 }
 
 /// How the brain's keys begin.
@@ -46,7 +48,21 @@ pub(crate) fn shown(name: &str) -> String {
     }
 }
 
+/// Reads the key of a `key_file` again: a new one may have been put there.
+pub fn read_key_file(path: &Path) -> Result<Secret, KeyError> {
+    read_file(path)
+}
+
 pub(crate) fn read_file(path: &Path) -> Result<Secret, KeyError> {
+    parse(read_text(path)?.expose())
+}
+
+/// A password may hold what a key does not: spaces, and letters of any language.
+pub(crate) fn read_password(path: &Path) -> Result<Secret, KeyError> {
+    parse_password(read_text(path)?.expose())
+}
+
+fn read_text(path: &Path) -> Result<Secret, KeyError> {
     // Asked before it is opened, so that a pipe does not block and a device is not touched; asked
     // again of what was opened.
     check(&std::fs::metadata(path).map_err(KeyError::Unreadable)?)?;
@@ -57,7 +73,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Secret, KeyError> {
     let text = Secret::new(text);
     match text.expose().len() as u64 > KEY_BYTES_MAX {
         true => Err(KeyError::TooLong),
-        false => parse(text.expose()),
+        false => Ok(text),
     }
 }
 
@@ -66,6 +82,17 @@ fn check(metadata: &Metadata) -> Result<(), KeyError> {
         (false, _) => Err(KeyError::NotAFile),
         (true, 0) => Ok(()),
         (true, _) => Err(KeyError::Open(metadata.permissions().mode() & 0o7777)),
+    }
+}
+
+/// One line, without the line break that an editor puts at its end.
+pub(crate) fn parse_password(text: &str) -> Result<Secret, KeyError> {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    match text {
+        "" => Err(KeyError::Empty),
+        text if text.chars().any(char::is_control) => Err(KeyError::NotOneLine),
+        text => Ok(Secret::new(text)),
     }
 }
 

@@ -106,10 +106,15 @@ impl Draft {
             report.problem(place, what, "");
         }
         let key = self.key.read(&self.id, &self.place, variables, report)?;
+        let key_file = match self.key {
+            Key::File(path, _) => Some(path),
+            _ => None,
+        };
         let tenant = self.tenant.unwrap_or_else(|| self.id.clone());
         Some(Environment {
             id: EnvironmentId::new(self.id),
             key,
+            key_file,
             base_url: self.base_url,
             allow_plain_http: self.allow_plain_http,
             ca_file: self.ca_file.map(|(file, _)| file),

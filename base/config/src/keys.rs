@@ -12,6 +12,7 @@ pub enum Section {
     Match,
     Limits,
     Pool,
+    Store,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +39,7 @@ use Kind::{
     Choice, Count, Cpus, Duration, Entrypoint, Flag, GuestPath, Id, Map, Name, Path, Size, Tables,
     Text,
 };
-use Section::{Environment, Limits, Match, Pool, Profile, Top};
+use Section::{Environment, Limits, Match, Pool, Profile, Store, Top};
 
 const fn key(
     section: Section,
@@ -340,10 +341,52 @@ pub const KEYS: &[Key] = &[
         Is("512MiB"),
         "No guest can use this part of the pool; at least a twentieth is kept in any case.",
     ),
+    key(
+        Store,
+        "url",
+        Text,
+        Computed("none: SQLite, in a file of the data directory"),
+        "The PostgreSQL database (13 or later) that holds the journal: `postgres://USER@HOST:PORT/DATABASE`, or `postgres://USER@/DATABASE?host=/DIRECTORY` for a socket. Never with a password in it. Several `serve` may share one.",
+    ),
+    key(
+        Store,
+        "password_file",
+        Path,
+        None,
+        "The file that holds the database user's password (mode 0600). The variable `SINEW_STORE_PASSWORD` overrides it.",
+    ),
+    key(
+        Store,
+        "schema",
+        Name,
+        Is("sinew"),
+        "The schema in that database; it is made if it does not exist. Nodes that serve together name the same one.",
+    ),
+    key(
+        Store,
+        "ca_file",
+        Path,
+        None,
+        "PEM certificates that are trusted for the database besides the public authorities'.",
+    ),
+    key(
+        Store,
+        "allow_plain",
+        Flag,
+        Is("false"),
+        "Allows a connection without verified TLS to a host that is not this machine. What agents do, and their sealed credentials, then travel readable.",
+    ),
+    key(
+        Store,
+        "connections",
+        Count { min: 2, max: 1_000 },
+        Is("10"),
+        "Connections to the database at the same time.",
+    ),
 ];
 
 impl Section {
-    pub const ALL: [Section; 6] = [Top, Environment, Profile, Match, Limits, Pool];
+    pub const ALL: [Section; 7] = [Top, Environment, Profile, Match, Limits, Pool, Store];
 
     /// As it is written in the file.
     pub fn header(self) -> &'static str {
@@ -354,6 +397,7 @@ impl Section {
             Match => "[[profile.match]]",
             Limits => "[limits]",
             Pool => "[pool]",
+            Store => "[store]",
         }
     }
 
@@ -373,6 +417,7 @@ impl Key {
             Top => Some(format!("SINEW_{name}")),
             Limits => Some(format!("SINEW_LIMITS_{name}")),
             Pool => Some(format!("SINEW_POOL_{name}")),
+            Store => Some(format!("SINEW_STORE_{name}")),
             Environment | Profile | Match => Option::None,
         }
     }

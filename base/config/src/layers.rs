@@ -7,6 +7,7 @@ use crate::keys::{KEYS, Section};
 use crate::load::Overrides;
 use crate::problem::{Place, Report};
 use crate::section::{Table, nearest};
+use crate::store::PASSWORD;
 use crate::value::Raw;
 
 /// The variables of a process. It cannot be printed: one of them may be a key.
@@ -70,7 +71,7 @@ pub(crate) fn slips(variables: &Variables, report: &mut Report) {
     let known: Vec<String> = KEYS.iter().filter_map(|key| key.variable()).collect();
     let is_ours = |name: &&str| name.starts_with("SINEW_");
     for name in variables.names().filter(is_ours) {
-        if name == CONFIG || known.iter().any(|known| known == name) {
+        if name == CONFIG || name == PASSWORD || known.iter().any(|known| known == name) {
             continue;
         }
         let lower: Vec<String> = known.iter().map(|known| known.to_lowercase()).collect();

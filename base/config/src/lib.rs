@@ -21,16 +21,19 @@ mod profiles;
 mod reference;
 mod review;
 mod section;
+mod store;
 mod types;
 mod value;
 
 pub use choose::{Chosen, DEFAULT_PROFILE, SessionFacts};
+pub use credential::{KeyError, read_key_file};
 pub use explain::{Explanation, Miss, Outcome, ProfileVerdict, RuleVerdict};
 pub use keys::{Fallback, KEYS, Key, Section};
 pub use load::{Overrides, Paths, Sources, load, load_without_environments, paths};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use reference::reference;
 pub use review::{Finding, FindingKind};
+pub use store::{DatabaseHost, PostgresConfig, PostgresUrl, PostgresUrlError, StoreConfig};
 pub use types::{
     Config, Entrypoint, Environment, Limits, Match, Pool, Profile, Tenancy, Tier, ToolsAs,
 };

@@ -15,6 +15,7 @@ use crate::problem::{ConfigErrors, Place, Report};
 use crate::profiles;
 use crate::review::review;
 use crate::section::Table;
+use crate::store;
 use crate::types::{Config, Environment, Limits, Pool, Tenancy};
 
 /// What flags set. It overrides variables and the file.
@@ -127,6 +128,8 @@ fn load_with(sources: &Sources, keys: bool) -> Result<Config, ConfigErrors> {
     let paths = directories(sources, &document, &top, &mut report);
     let limits = limits(&single(&document, &top, Section::Limits, sources, &mut report));
     let pool = pool(&single(&document, &top, Section::Pool, sources, &mut report), &mut report);
+    let store = single(&document, &top, Section::Store, sources, &mut report);
+    let store = store::read(&store, &sources.variables, keys, &mut report);
     let drafts = environments::read(&document, &top, &sources.variables, &mut report);
     let tenancies: Vec<Tenancy> = drafts.iter().map(Draft::tenancy).collect();
     let profiles = profiles::read(&document, &top, &pool, &mut report);
@@ -150,6 +153,7 @@ fn load_with(sources: &Sources, keys: bool) -> Result<Config, ConfigErrors> {
         profiles,
         limits,
         pool,
+        store,
         warnings: Vec::new(),
     };
     let (config, warnings) = report.into_result(config)?;

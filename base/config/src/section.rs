@@ -177,6 +177,7 @@ fn inner_section(section: Section, name: &str) -> Option<Section> {
         (Section::Top, "profile") => Some(Section::Profile),
         (Section::Top, "limits") => Some(Section::Limits),
         (Section::Top, "pool") => Some(Section::Pool),
+        (Section::Top, "store") => Some(Section::Store),
         (Section::Profile, "match") => Some(Section::Match),
         _ => None,
     }
@@ -190,14 +191,22 @@ fn header_name(section: Section) -> &'static str {
 const KEY_NAMES: [&str; 6] = ["key", "api_key", "environment_key", "token", "secret", "password"];
 
 fn is_for_a_credential(section: Section, name: &str) -> bool {
-    section == Section::Environment && KEY_NAMES.contains(&name)
+    matches!(section, Section::Environment | Section::Store) && KEY_NAMES.contains(&name)
 }
 
 fn unknown(section: Section, name: &str, place: &Place, report: &mut Report) {
     if is_for_a_credential(section, name) {
-        let what = format!("`{name}`: a key does not stand in this file");
-        let fix = "put it in a file of mode 0600 and name that with `key_file`, or name a \
-                   variable with `key_env`; if this file was shared, replace the key";
+        let what = format!("`{name}`: a credential does not stand in this file");
+        let fix = match section {
+            Section::Store => {
+                "put it in a file of mode 0600 and name that with `password_file`, or set \
+                 SINEW_STORE_PASSWORD; if this file was shared, change the password"
+            }
+            _ => {
+                "put it in a file of mode 0600 and name that with `key_file`, or name a \
+                 variable with `key_env`; if this file was shared, replace the key"
+            }
+        };
         return report.problem(place, what, fix);
     }
     let what = format!("`{}` is not a key of {}", credential::shown(name), section.header());
@@ -205,7 +214,7 @@ fn unknown(section: Section, name: &str, place: &Place, report: &mut Report) {
 }
 
 fn suggestion(section: Section, name: &str) -> String {
-    let inner = ["environment", "profile", "limits", "pool", "match"];
+    let inner = ["environment", "profile", "limits", "pool", "store", "match"];
     let inner = inner.into_iter().filter(|name| inner_section(section, name).is_some());
     let here = section.keys().map(|key| key.name).chain(inner);
     if let Some(near) = nearest(name, here) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use base_types::{AgentId, ByteSize, EnvironmentId, ProfileName, Secret, TenantId};
 
 use crate::problem::{Place, Problem};
+use crate::store::StoreConfig;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -26,6 +27,7 @@ pub struct Config {
     pub profiles: Vec<Profile>,
     pub limits: Limits,
     pub pool: Pool,
+    pub store: StoreConfig,
     /// What looks wrong and does not keep anything from working.
     pub warnings: Vec<Problem>,
 }
@@ -35,6 +37,8 @@ pub struct Config {
 pub struct Environment {
     pub id: EnvironmentId,
     pub key: Secret,
+    /// The file that the key was read from, where it was one: a new key may be put there.
+    pub key_file: Option<PathBuf>,
     pub base_url: String,
     /// Lets the key travel readable to a host that is not this one.
     pub allow_plain_http: bool,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base_config::{
-    Config, ConfigErrors, Entrypoint, Fallback, KEYS, Overrides, Place, Section, Sources, Tier,
-    ToolsAs, load, load_without_environments, paths,
+    Config, ConfigErrors, DatabaseHost, Entrypoint, Fallback, KEYS, Overrides, Place, Section,
+    Sources, StoreConfig, Tier, ToolsAs, load, load_without_environments, paths,
 };
 use base_types::ByteSize;
 
@@ -145,12 +145,21 @@ initial = "5GiB"
 step = "3GiB"
 max = "65GiB"
 reserve = "513MiB"
+
+[store]
+url = "postgres://sinew@db.example:6432/journal"
+password_file = "password"
+schema = "blue"
+ca_file = "ca.pem"
+allow_plain = true
+connections = 20
 "#;
 
 fn everything() -> Setup {
     Setup::new(EVERYTHING)
         .file("key", &format!("  {KEY}\n"), 0o600)
         .file("ca.pem", "", 0o644)
+        .file("password", "a pass wörd\n", 0o600)
         .variable("SECOND_KEY", "second")
 }
 
@@ -217,6 +226,13 @@ fn every_key_is_read() {
     let [five, three, most] = [5, 3, 65].map(ByteSize::gib);
     assert_eq!((pool.initial, pool.step, pool.max), (five, three, most));
     assert_eq!(pool.reserve, ByteSize::mib(513));
+    let StoreConfig::Postgres(store) = &config.store else { panic!("PostgreSQL") };
+    assert_eq!(store.url.host, DatabaseHost::Tcp("db.example".into()));
+    assert_eq!((store.url.user.as_str(), store.url.port), ("sinew", 6432));
+    assert_eq!((store.url.database.as_str(), store.schema.as_str()), ("journal", "blue"));
+    assert_eq!(store.password.as_ref().map(|word| word.expose()), Some("a pass wörd"));
+    assert_eq!(store.ca_file, Some(folder.join("ca.pem")));
+    assert_eq!((store.allow_plain, store.connections), (true, 20));
 }
 
 #[test]
@@ -388,7 +404,7 @@ initial = "100GiB"
         "sinew.toml:4:8: `idle` has no unit: a duration: a whole number with a unit, like \"90s\", \"10min\" or \"7d\"",
         "sinew.toml:5:17: `brain_connect` `5 parsecs` cannot be read: a duration: a whole number with a unit, like \"90s\", \"10min\" or \"7d\"",
         "sinew.toml:6:1: `tenant` is not a key of [limits]: it belongs to [[environment]]",
-        "sinew.toml:9:1: `key`: a key does not stand in this file: put it in a file of mode 0600 and name that with `key_file`, or name a variable with `key_env`; if this file was shared, replace the key",
+        "sinew.toml:9:1: `key`: a credential does not stand in this file: put it in a file of mode 0600 and name that with `key_file`, or name a variable with `key_env`; if this file was shared, replace the key",
         "sinew.toml:10:1: `concurency` is not a key of [[environment]]: did you mean `concurrency`?",
         "sinew.toml:11:15: `concurrency` 0 is out of range: from 1 to 10000",
         "sinew.toml:13:6: environment `env_1` stands in the file twice: remove one of them",
@@ -584,6 +600,54 @@ fn a_key_file_is_its_owners_alone() {
         "[[environment]]\nid = \"e\"\nkey_env = \"NOBODY_SET_THIS\"\n",
         "3:11: variable NOBODY_SET_THIS is not set: set NOBODY_SET_THIS to the environment key",
     );
+}
+
+/// The database's password stands in a file of its own or in a variable, and in no message.
+#[test]
+fn a_database_password_is_never_in_the_configuration() {
+    const URL: &str = "[store]\nurl = \"postgres://sinew@localhost/journal\"\n";
+    let password = |setup: Setup| match setup.accepted().store {
+        StoreConfig::Postgres(store) => store.password,
+        StoreConfig::File => panic!("PostgreSQL"),
+    };
+    assert!(password(Setup::new(URL)).is_none());
+    let file = format!("{URL}password_file = \"word\"\n");
+    let both = Setup::new(&file).file("word", "from the file", 0o600);
+    let both = both.variable("SINEW_STORE_PASSWORD", "from the variable");
+    assert_eq!(
+        password(both).map(|word| word.expose().to_owned()).as_deref(),
+        Some("from the variable")
+    );
+    let by_variable = Setup::without_file()
+        .variable("SINEW_STORE_URL", "postgres://sinew@localhost/journal")
+        .variable("SINEW_STORE_PASSWORD", "word");
+    assert!(password(by_variable).is_some());
+
+    let open = Setup::new(&file).file("word", "never-print-this", 0o644);
+    let expected =
+        "sinew.toml:3:17: password file word may be read by others (mode 0644): chmod 600 word";
+    assert_eq!(open.refused(), [expected]);
+    for (store, expected) in [
+        ("url = \"postgres://u:never-print-this@h/d\"", "2:7: `url` holds a password: take it out"),
+        ("url = \"postgres://u@h/d?password=never-print-this\"", "`url` holds a password"),
+        (
+            "url = \"mysql://never-print-this\"",
+            "does not begin with postgres://: write `postgres://",
+        ),
+        ("password = \"never-print-this\"", "`password`: a credential does not stand in this file"),
+        ("schema = \"blue\"", "2:10: `schema` without `url`: set `url`, or remove it"),
+        ("url = \"postgres://u@h/d\"\nschema = \"pg_x\"", "3:10: `schema` is longer than"),
+        ("url = \"postgres://u@h/d\"\nca_file = \"missing\"", "`ca_file` missing cannot be read"),
+    ] {
+        let [problem] = &Setup::new(&format!("[store]\n{store}\n")).refused()[..] else {
+            panic!("one problem with {store}")
+        };
+        assert!(problem.contains(expected), "{problem}");
+        assert!(!problem.contains("never-print-this"), "{problem}");
+    }
+    // Who has no business with passwords does not read it.
+    let without = load_without_environments(&Setup::new(&file).sources()).expect("accepted");
+    assert!(matches!(without.store, StoreConfig::Postgres(store) if store.password.is_none()));
 }
 
 /// Whoever has no business with keys does not open them, and still sees every other mistake.
