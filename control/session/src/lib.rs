@@ -19,6 +19,7 @@
 
 mod actor;
 mod call;
+mod entrypoint;
 mod feed;
 mod hub;
 mod identity;

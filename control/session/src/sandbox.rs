@@ -15,15 +15,20 @@ use sandbox_api::{
 };
 use store_api::{Change, SandboxRecord, SandboxState, StoreError, Untold};
 
+use crate::entrypoint::EntrypointWatch;
 use crate::journal::Journal;
 use crate::message::{Inside, Outbox, line};
 
 /// How often a quiet agent is asked for a sign of life, as a part of the time it may be silent.
 const PINGS_PER_SILENCE: u32 = 3;
+/// The first time it comes sooner: what is wrong with a new sandbox shows early.
+const FIRST_PING: Duration = Duration::from_millis(500);
 
 /// A sandbox that answers.
 pub struct Prepared {
     pub record: SandboxRecord,
+    /// The epoch began just now, and did not run already.
+    pub began_now: bool,
     pub client: GuestClient,
 }
 
@@ -48,6 +53,15 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
+    /// Nothing starts before somebody has put an image there.
+    pub fn is_missing_image(&self) -> bool {
+        matches!(
+            self,
+            PrepareError::Image { source: DriverError::NoSuchImage(_), .. }
+                | PrepareError::Create(CreateError::NoSuchImage(_))
+        )
+    }
+
     /// Whether the same attempt may succeed later, when somebody has mended something.
     pub fn is_transient(&self) -> bool {
         !matches!(
@@ -114,7 +128,8 @@ impl Preparation {
         if self.record.as_ref() != Some(&running) {
             self.remember(&running).await?;
         }
-        Ok(Prepared { record: running, client })
+        let began_now = created.restored_from != RestoredFrom::StillRunning;
+        Ok(Prepared { record: running, began_now, client })
     }
 
     async fn first_record(&self) -> Result<SandboxRecord, PrepareError> {
@@ -220,6 +235,7 @@ impl LiveSandbox {
             client: prepared.client.clone(),
             driver,
             silence_max,
+            entrypoint: EntrypointWatch::new(prepared.began_now),
             outbox: outbox(&watch),
         };
         watch.spawn(TaskKind::SandboxWatch, watcher.run());
@@ -240,6 +256,7 @@ struct Watcher {
     client: GuestClient,
     driver: Arc<dyn SandboxDriver>,
     silence_max: Duration,
+    entrypoint: EntrypointWatch,
     outbox: Outbox,
 }
 
@@ -292,16 +309,22 @@ impl Watcher {
     }
 
     async fn pings(&self) -> Seen {
+        let pause = self.silence_max / PINGS_PER_SILENCE;
+        tokio::time::sleep(pause.min(FIRST_PING)).await;
         loop {
-            tokio::time::sleep(self.silence_max / PINGS_PER_SILENCE).await;
             match tokio::time::timeout(self.silence_max, self.client.ping()).await {
                 Err(_) => return Seen::Silent,
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => {
+                    if let Some(text) = self.entrypoint.look(&self.client, self.silence_max).await {
+                        let _ = self.outbox.tell(Inside::Entrypoint { text }).await;
+                    }
+                }
                 Ok(Err(_)) if self.client.is_closed() => return Seen::Disconnected,
                 Ok(Err(error)) => {
                     tracing::debug!(sandbox = %self.sandbox, error = %line(&error), "ping");
                 }
             }
+            tokio::time::sleep(pause).await;
         }
     }
 }

@@ -14,7 +14,10 @@ pub enum DriverError {
         "the launcher speaks protocol {theirs}, this program {ours}: restart the older of them"
     )]
     Version { theirs: u32, ours: u32 },
-    #[error("no image `{0}`: build it with `sinew image build`")]
+    #[error(
+        "there is no image `{0}`: `sinew image ls` shows what there is, `sinew image build` and \
+         `sinew image import` make one"
+    )]
     NoSuchImage(String),
     /// The launcher's own words, with their causes.
     #[error("{0}")]
@@ -23,7 +26,10 @@ pub enum DriverError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    #[error("image {0} is not in the image cache: build it with `sinew image build`")]
+    #[error(
+        "image {0}, which the session began with, is not in the image cache any more: import or \
+         build the same one again (`sinew image import`, `sinew image build`)"
+    )]
     NoSuchImage(ImageId),
     #[error(
         "profile `{0}` is not in the launcher's configuration: restart the launcher after changing it"

@@ -474,6 +474,23 @@ impl Actor {
         }
     }
 
+    /// Answers the calls that wait for a sandbox and have not begun. The next call tries again.
+    pub(super) async fn refuse_waiting_calls(&mut self, why: &str) {
+        loop {
+            let Some(serving) = &mut self.serving else { return };
+            let has_not_begun = |queued: &Queued| !matches!(queued.stage, Stage::Started(_));
+            let Some(at) = serving.queue.iter().position(has_not_begun) else { return };
+            let Some(queued) = serving.queue.remove(at) else { return };
+            let text = format!(
+                "the call was not run, because no sandbox can be started for this session: {why}. \
+                 Whoever operates it has to mend that; then further calls work."
+            );
+            if let Err(error) = self.finish(queued, ToolAnswer::error(text), None).await {
+                return self.journal_failed(&error).await;
+            }
+        }
+    }
+
     /// Arms and fires the idle timer.
     pub(super) async fn advance_idle(&mut self) {
         let idle = self.shared.timeouts.idle;

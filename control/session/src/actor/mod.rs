@@ -247,6 +247,7 @@ impl Actor {
             Inside::Feed(message) => self.on_feed(message).await,
             Inside::Prepared(prepared) => self.on_prepared(prepared).await,
             Inside::SandboxEnded { epoch, why } => self.on_sandbox_ended(epoch, why),
+            Inside::Entrypoint { text } => self.note(LogEvent::Warning { text }).await,
             Inside::CallDone { call, outcome } => self.on_call_done(call, outcome).await,
             Inside::Sent { call, end } => self.on_sent(call, end).await,
         }

@@ -16,6 +16,8 @@ use crate::sandbox::{LiveSandbox, Preparation, PrepareError, Prepared};
 /// Between attempts to start a sandbox that does not start.
 const PREPARE_WAIT_MIN: Duration = Duration::from_secs(1);
 const PREPARE_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Where an image is missing: whether it is there by now is found out cheaply.
+const IMAGE_WAIT_MAX: Duration = Duration::from_secs(2);
 
 pub struct Retry {
     pub at: Instant,
@@ -103,14 +105,21 @@ impl Actor {
             Ok(None) => {}
             Err(error) => tracing::warn!(error = %line(&error), "read the journal"),
         }
-        let retry = Some(Retry { at: Instant::now() + wait, wait });
+        let no_image = error.is_missing_image();
+        let pause = if no_image { wait.min(IMAGE_WAIT_MAX) } else { wait };
+        let retry = Some(Retry { at: Instant::now() + pause, wait: pause });
         self.sandbox = Slot::Cold { last_end: None, retry };
         self.refuse_guests(&why);
         if !error.is_transient() {
-            self.end_item(End::Failed { reason: why }).await;
-        } else if wait == PREPARE_WAIT_MIN {
+            return self.end_item(End::Failed { reason: why }).await;
+        }
+        if wait == PREPARE_WAIT_MIN {
             let text = format!("the sandbox does not start: {why}");
             self.note(LogEvent::Warning { text }).await;
+        }
+        // An operator has to act first, which may take days; the model is told now.
+        if no_image {
+            self.refuse_waiting_calls(&why).await;
         }
     }
 
