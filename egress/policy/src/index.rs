@@ -1,0 +1,158 @@
+//! Which rules may be about a request: by its host, and below that by the path's first segment.
+//!
+//! **Invariant:** a rule that is left out could not have held. Which rules those are never changes
+//! an answer (`the_index_changes_no_answer` compares with asking every rule).
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::host::{Host, HostPattern, Name};
+use crate::model::Conditions;
+
+/// Places in the engine's list of rules, in order.
+type Places = Vec<u32>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    exact: HashMap<Host, Bucket>,
+    /// Patterns for what is below a name, by that name.
+    below: HashMap<Box<str>, Bucket>,
+    every_name: Bucket,
+    /// Rules without a host.
+    every_host: Bucket,
+    /// No name in `below` has more dots than this.
+    dots_max: usize,
+}
+
+/// Rules about the same hosts.
+#[derive(Debug, Default)]
+struct Bucket {
+    all: Places,
+    /// Those whose paths do not all begin with a certain segment.
+    any_path: Places,
+    /// The others, by that segment in lower case.
+    by_segment: HashMap<Box<str>, Places>,
+}
+
+impl Index {
+    pub fn add(&mut self, place: u32, conditions: &Conditions) {
+        if conditions.hosts.is_empty() {
+            return self.every_host.add(place, conditions);
+        }
+        for pattern in &conditions.hosts {
+            let bucket = match pattern {
+                HostPattern::EveryName => &mut self.every_name,
+                HostPattern::Exact(host) => self.exact.entry(host.clone()).or_default(),
+                HostPattern::OneBelow { parent, .. } | HostPattern::Below { parent, .. } => {
+                    self.dots_max = self.dots_max.max(dots(parent));
+                    self.below.entry(parent.as_str().into()).or_default()
+                }
+            };
+            bucket.add(place, conditions);
+        }
+    }
+
+    /// In order, each once. `path` is decoded; `None` when it is not known or in doubt.
+    pub fn candidates(&self, host: &Host, path: Option<&str>) -> Cow<'_, [u32]> {
+        let segment = path.map(first_segment);
+        let mut found = Found::default();
+        found.take(&self.every_host, segment.as_deref());
+        if let Some(bucket) = self.exact.get(host) {
+            found.take(bucket, segment.as_deref());
+        }
+        if let Host::Name(name) = host {
+            found.take(&self.every_name, segment.as_deref());
+            self.take_below(name, segment.as_deref(), &mut found);
+        }
+        found.in_order()
+    }
+
+    fn take_below<'i>(&'i self, name: &Name, segment: Option<&str>, found: &mut Found<'i>) {
+        if self.below.is_empty() {
+            return;
+        }
+        let own = (dots(name), name.as_str());
+        let parents = name.parents().enumerate().map(|(above, parent)| (own.0 - above - 1, parent));
+        for (dots, parent) in std::iter::once(own).chain(parents) {
+            if dots <= self.dots_max
+                && let Some(bucket) = self.below.get(parent)
+            {
+                found.take(bucket, segment);
+            }
+        }
+    }
+}
+
+fn dots(name: &Name) -> usize {
+    name.as_str().bytes().filter(|byte| *byte == b'.').count()
+}
+
+fn first_segment(path: &str) -> Cow<'_, str> {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let segment = path.split('/').next().unwrap_or(path);
+    match segment.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(segment.to_ascii_lowercase()),
+        false => Cow::Borrowed(segment),
+    }
+}
+
+impl Bucket {
+    fn add(&mut self, place: u32, conditions: &Conditions) {
+        // A rule with two patterns for the same name comes twice.
+        if self.all.last() == Some(&place) {
+            return;
+        }
+        self.all.push(place);
+        let first: Option<Vec<&str>> =
+            conditions.paths.iter().map(|path| path.first_literal()).collect();
+        match first {
+            Some(segments) if !segments.is_empty() => {
+                for segment in segments {
+                    let places = self.by_segment.entry(segment.to_ascii_lowercase().into());
+                    places.or_default().push(place);
+                }
+            }
+            _ => self.any_path.push(place),
+        }
+    }
+}
+
+/// Lists of places, each in order.
+#[derive(Default)]
+struct Found<'i> {
+    first: &'i [u32],
+    merged: Vec<u32>,
+}
+
+impl<'i> Found<'i> {
+    fn take(&mut self, bucket: &'i Bucket, segment: Option<&str>) {
+        match segment {
+            None => self.add(&bucket.all),
+            Some(segment) => {
+                self.add(&bucket.any_path);
+                if let Some(places) = bucket.by_segment.get(segment) {
+                    self.add(places);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, places: &'i [u32]) {
+        match (places.is_empty(), self.first.is_empty()) {
+            (true, _) => {}
+            (false, true) => self.first = places,
+            (false, false) => self.merged.extend_from_slice(places),
+        }
+    }
+
+    fn in_order(mut self) -> Cow<'i, [u32]> {
+        if self.merged.is_empty() && self.first.windows(2).all(|pair| pair[0] < pair[1]) {
+            return Cow::Borrowed(self.first);
+        }
+        self.merged.extend_from_slice(self.first);
+        // Runs that are in order already are merged in linear time.
+        self.merged.sort();
+        self.merged.dedup();
+        Cow::Owned(self.merged)
+    }
+}
