@@ -5,10 +5,11 @@
 //! the streams of many sessions would use up its allowance, and heartbeats would wait behind
 //! them.
 
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base_types::{Clock, SystemClock};
+use base_types::{Clock, Secret, SystemClock};
 use brain_api::{BrainError, BrainErrorKind, ItemToken};
 use bytes::Bytes;
 use http::header::{
@@ -50,7 +51,7 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 pub(crate) struct Client {
     http: reqwest::Client,
     base: Url,
-    key: HeaderValue,
+    key: RwLock<HeaderValue>,
     pub worker_id: HeaderValue,
     pub timeouts: Timeouts,
 }
@@ -61,7 +62,7 @@ pub(crate) struct Call<'a> {
     pub request: &'static str,
     pub method: Method,
     pub url: Url,
-    pub credential: &'a HeaderValue,
+    pub credential: HeaderValue,
     pub headers: HeaderMap,
     pub body: Bytes,
     pub rules: Rules,
@@ -106,16 +107,27 @@ impl Client {
             .filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX)
             .ok_or(NewHttpBrainError::WorkerId)?;
         let http = connector(&base, &config)?;
-        Ok(Self { http, base, key, worker_id, timeouts: config.timeouts })
+        Ok(Self { http, base, key: RwLock::new(key), worker_id, timeouts: config.timeouts })
     }
 
-    pub fn key(&self) -> &HeaderValue {
-        &self.key
+    /// The environment key as it is now.
+    pub fn key(&self) -> HeaderValue {
+        // A header value is replaced whole: a panic while it was leaves a good one.
+        self.key.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Uses another key from here on. Says whether it is another one.
+    pub fn replace_key(&self, key: &Secret) -> Result<bool, NewHttpBrainError> {
+        let key = bearer(key).ok_or(NewHttpBrainError::Key)?;
+        let mut known = self.key.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let is_new = *known != key;
+        *known = key;
+        Ok(is_new)
     }
 
     /// The item's token as a credential, else the key.
     pub fn credential(&self, token: Option<&ItemToken>) -> HeaderValue {
-        token.and_then(|token| bearer(&token.0)).unwrap_or_else(|| self.key.clone())
+        token.and_then(|token| bearer(&token.0)).unwrap_or_else(|| self.key())
     }
 
     /// The base URL and these segments, escaped.

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use base_types::{EnvironmentId, SessionId, WorkId};
+use base_types::{EnvironmentId, Secret, SessionId, WorkId};
 use brain_api::{Brain, BrainError, BrainSession, ExpectedBeat, Heartbeat, ItemToken, WorkItem};
 
 use client::Client;
@@ -53,6 +53,12 @@ impl HttpBrain {
     pub fn new(config: HttpBrainConfig) -> Result<Self, NewHttpBrainError> {
         let environment = config.environment.clone();
         Ok(Self { client: Arc::new(Client::new(config)?), environment, leases: Leases::default() })
+    }
+
+    /// Uses another environment key from here on, for sessions without a token of their own too.
+    /// Says whether it is another one.
+    pub fn replace_key(&self, key: &Secret) -> Result<bool, NewHttpBrainError> {
+        self.client.replace_key(key)
     }
 
     /// Asks with the environment key and claims nothing: tells whether brain, environment and key

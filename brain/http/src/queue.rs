@@ -95,7 +95,7 @@ pub(crate) async fn heartbeat(client: &Client, item: Item<'_>, expected: &Expect
     let credential = client.credential(item.token);
     let unanswered = AtomicBool::new(false);
     let mut call = Call {
-        credential: &credential,
+        credential,
         unanswered: Some(&unanswered),
         ..post(BEAT, client, item, "heartbeat")
     };
@@ -125,7 +125,7 @@ pub(crate) async fn heartbeat(client: &Client, item: Item<'_>, expected: &Expect
 pub(crate) async fn stop(client: &Client, item: Item<'_>) -> Result<(), BrainError> {
     let credential = client.credential(item.token);
     let mut call =
-        Call { credential: &credential, ..post("stop a work item", client, item, "stop") };
+        Call { credential, ..post("stop a work item", client, item, "stop") };
     call.body = Bytes::from_static(FORCE_STOP);
     call.rules.settled = Some(StatusCode::CONFLICT);
     client.call(call).await.map(drop)

@@ -10,7 +10,7 @@ use brain_api::{
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, Method};
 use reqwest::Url;
 
 use crate::client::{Call, Client, Rules, is_oversized};
@@ -30,15 +30,14 @@ const ECHO_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) struct HttpSession {
     client: Arc<Client>,
     id: SessionId,
-    credential: HeaderValue,
+    token: Option<ItemToken>,
     /// Shrinks when a page of this many events was larger than we take, and stays so.
     events_per_page: AtomicUsize,
 }
 
 impl HttpSession {
     pub fn new(client: Arc<Client>, id: SessionId, token: Option<ItemToken>) -> Self {
-        let credential = client.credential(token.as_ref());
-        Self { client, id, credential, events_per_page: AtomicUsize::new(EVENTS_PER_PAGE) }
+        Self { client, id, token, events_per_page: AtomicUsize::new(EVENTS_PER_PAGE) }
     }
 
     fn url(&self, rest: &[&str]) -> Url {
@@ -50,7 +49,7 @@ impl HttpSession {
             request,
             method: Method::GET,
             url,
-            credential: &self.credential,
+            credential: self.client.credential(self.token.as_ref()),
             headers: HeaderMap::new(),
             body: Bytes::new(),
             rules: self.client.rules(body_bytes_max),
@@ -102,7 +101,7 @@ impl BrainSession for HttpSession {
         let call = Call {
             method: Method::POST,
             credential: match credential {
-                SendCredential::Item => &self.credential,
+                SendCredential::Item => self.client.credential(self.token.as_ref()),
                 SendCredential::EnvironmentKey => self.client.key(),
             },
             body: Bytes::copy_from_slice(body),

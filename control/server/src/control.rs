@@ -1,7 +1,7 @@
 //! What the API asks of whoever drives the sessions.
 
 use async_trait::async_trait;
-use base_types::{Epoch, SessionId};
+use base_types::{Epoch, NodeId, SessionId};
 use sandbox_api::guest::GuestClient;
 use store_api::LogEvent;
 
@@ -44,6 +44,8 @@ pub enum ControlError {
     Ended { session: SessionId, why: String },
     #[error("session {0} has no sandbox yet")]
     NoSandbox(SessionId),
+    #[error("session {session} is served by node {node}, not by this one")]
+    Elsewhere { session: SessionId, node: NodeId },
     #[error("the sandbox of session {session} cannot be used: {why}")]
     Unavailable { session: SessionId, why: String },
     #[error("stop session {session}: {why}")]

@@ -49,6 +49,7 @@ impl From<ControlError> for Refusal {
             ControlError::NoSuchSession(_) => FaultCode::NoSuchSession,
             ControlError::Ended { .. } => FaultCode::SessionEnded,
             ControlError::NoSandbox(_) => FaultCode::NoSandbox,
+            ControlError::Elsewhere { .. } => FaultCode::Elsewhere,
             ControlError::Unavailable { .. } => FaultCode::SandboxUnavailable,
             ControlError::Stop { .. } => FaultCode::StopFailed,
             ControlError::Note { .. } => FaultCode::StoreFailed,

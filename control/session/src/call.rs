@@ -52,6 +52,8 @@ enum Order {
 pub enum CancelReason {
     /// The user interrupted the turn: the model is told, jobs in the background stay.
     Interrupt,
+    /// Its thread was terminated: nobody is told, the other threads' jobs stay.
+    ThreadEnded,
     /// The work item ended under it: the model is told by whoever serves the session next.
     ItemEnded,
 }
@@ -78,7 +80,7 @@ impl Running {
             self.cancelled = Some(reason);
         }
         let scope = match reason {
-            CancelReason::Interrupt => KillScope::Foreground,
+            CancelReason::Interrupt | CancelReason::ThreadEnded => KillScope::Foreground,
             CancelReason::ItemEnded => KillScope::Tree,
         };
         let _ = self.orders.send(Some(Order::Kill(scope)));

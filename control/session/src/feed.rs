@@ -5,9 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use brain_api::{BrainError, BrainSession, Event, StreamItem};
+use brain_api::{BrainError, BrainSession, Page, StreamItem};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::message::{FeedMessage, Inside, Outbox, Stopped, line};
@@ -16,6 +17,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A history longer than this ends the listing; it would be a loop of the brain's.
 const PAGES_MAX: usize = 10_000;
+/// Pages of a history that wait for the actor: one is read while another is looked through.
+const PAGES_WAITING_MAX: usize = 1;
 
 pub struct Feed {
     pub session: Arc<dyn BrainSession>,
@@ -60,9 +63,8 @@ impl Feed {
             // A failed list is tried again by itself while the stream goes on.
             if list_at.is_some_and(|at| at <= Instant::now()) {
                 list_at = match self.list().await? {
-                    Ok(history) => {
-                        came |= !history.is_empty();
-                        self.tell(FeedMessage::History(history)).await?;
+                    Ok(any) => {
+                        came |= any;
                         None
                     }
                     Err(error) if error.is_transient() => {
@@ -98,10 +100,30 @@ impl Feed {
         }
     }
 
-    async fn list(&self) -> Result<Result<Vec<Event>, BrainError>, Stopped> {
-        tokio::select! {
-            history = list_history(&*self.session) => Ok(history),
-            () = self.outbox.stopping().cancelled() => Err(Stopped),
+    /// Delivers the history page by page; it counts with its last page. Says whether it has events.
+    async fn list(&self) -> Result<Result<bool, BrainError>, Stopped> {
+        let waiting = Arc::new(Semaphore::new(PAGES_WAITING_MAX));
+        let mut pages = Pages::of(&*self.session);
+        let (mut first, mut any) = (true, false);
+        loop {
+            let page = tokio::select! {
+                page = pages.next() => page,
+                () = self.outbox.stopping().cancelled() => return Err(Stopped),
+            };
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => return Ok(Err(error)),
+            };
+            let last = page.is_none();
+            let events = page.unwrap_or_default().events;
+            any |= !events.is_empty();
+            // Never closed while we hold it.
+            let slot = waiting.clone().acquire_owned().await.map_err(|_| Stopped)?;
+            self.tell(FeedMessage::Page { events, first, last, _slot: slot }).await?;
+            first = false;
+            if last {
+                return Ok(Ok(any));
+            }
         }
     }
 
@@ -114,21 +136,34 @@ impl Feed {
     }
 }
 
-/// The whole history, oldest first.
-pub async fn list_history(session: &dyn BrainSession) -> Result<Vec<Event>, BrainError> {
-    let mut history = Vec::new();
-    let mut cursor: Option<String> = None;
-    for _ in 0..PAGES_MAX {
-        let page = session.events(cursor.as_deref()).await?;
-        history.extend(page.events);
-        match page.next {
-            Some(next) if !next.is_empty() && cursor.as_deref() != Some(&next) => {
-                cursor = Some(next);
-            }
-            _ => return Ok(history),
-        }
+/// A history page by page, oldest first.
+pub struct Pages<'a> {
+    session: &'a dyn BrainSession,
+    cursor: Option<String>,
+    read: usize,
+    over: bool,
+}
+
+impl<'a> Pages<'a> {
+    pub fn of(session: &'a dyn BrainSession) -> Self {
+        Self { session, cursor: None, read: 0, over: false }
     }
-    Ok(history)
+
+    /// `None` after the last page.
+    pub async fn next(&mut self) -> Result<Option<Page>, BrainError> {
+        if self.over || self.read >= PAGES_MAX {
+            return Ok(None);
+        }
+        let page = self.session.events(self.cursor.as_deref()).await?;
+        self.read += 1;
+        match &page.next {
+            Some(next) if !next.is_empty() && self.cursor.as_deref() != Some(next) => {
+                self.cursor = Some(next.clone());
+            }
+            _ => self.over = true,
+        }
+        Ok(Some(page))
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -9,15 +9,17 @@ use base_types::{Clock, EnvironmentId, Epoch, NodeId, SessionId};
 use sandbox_api::SandboxDriver;
 use sandbox_api::guest::client::GuestClient;
 use store_api::{Change, LogEvent, Store, StoreError};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tools_api::Tool;
 
 use crate::actor::Actor;
+use crate::environment::Environment;
 use crate::journal::Journal;
-use crate::keeper;
+use crate::keeper::{self, Removed};
 use crate::message::{INBOX_MAX, Message, Outside};
-use crate::parts::{EnvironmentParts, EnvironmentStatus, HandsParts, Profiles, Tenancy, Timeouts};
+use crate::node::{self, Holder, Standing};
+use crate::parts::{EnvironmentStatus, HandsParts, Profiles, Timeouts};
 use crate::poller::Poller;
 use crate::seal::Sealer;
 
@@ -58,6 +60,13 @@ pub enum GuestError {
     Over { session: SessionId, why: String },
     #[error("session {0} has not been prepared yet")]
     NotPrepared(SessionId),
+    #[error("session {session} is served by node {node}")]
+    Elsewhere { session: SessionId, node: NodeId },
+    #[error(
+        "the files of session {session} were on node {node}, which is gone; its next work item \
+         begins with an empty workspace here"
+    )]
+    FilesLost { session: SessionId, node: NodeId },
     #[error("the sandbox of session {session} does not start: {why}")]
     NoSandbox { session: SessionId, why: String },
     #[error("session {0} is too busy to answer")]
@@ -70,26 +79,14 @@ pub enum GuestError {
 pub enum StopSessionError {
     #[error("no session {0}")]
     NoSuchSession(SessionId),
+    #[error("session {session} is served by node {node}")]
+    Elsewhere { session: SessionId, node: NodeId },
     #[error("session {0} is too busy to answer")]
     Busy(SessionId),
     #[error("stop session {session}: {why}")]
     Failed { session: SessionId, why: String },
     #[error("read the journal")]
     Journal(#[source] StoreError),
-}
-
-/// One environment at run time.
-pub(crate) struct Environment {
-    pub parts: EnvironmentParts,
-    pub capacity: Arc<Semaphore>,
-    pub health: Mutex<Health>,
-}
-
-#[derive(Default)]
-pub(crate) struct Health {
-    pub last_poll_at: Option<base_types::Timestamp>,
-    pub trouble: Option<String>,
-    pub refused: bool,
 }
 
 /// What every actor, poller and keeper sees.
@@ -104,6 +101,10 @@ pub(crate) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub timeouts: Timeouts,
     pub tasks: Tasks,
+    /// Whether this node may believe that its sessions are its own.
+    pub standing: Standing,
+    /// Environments that sessions here are of and that are not configured any more.
+    pub removed: Mutex<Removed>,
     actors: Mutex<HashMap<SessionId, mpsc::Sender<Message>>>,
 }
 
@@ -115,11 +116,7 @@ pub(crate) struct ActorBusy;
 
 impl Hands {
     pub fn build(parts: HandsParts) -> Self {
-        let environments = parts.environments.into_iter().map(|parts| Environment {
-            capacity: Arc::new(Semaphore::new(parts.concurrency_max)),
-            parts,
-            health: Mutex::default(),
-        });
+        let environments = parts.environments.into_iter().map(Environment::new);
         let tools = parts.tools.into_iter().map(|tool| (tool.name().to_owned(), tool));
         let shared = Shared {
             node: parts.node,
@@ -132,6 +129,8 @@ impl Hands {
             clock: parts.clock,
             timeouts: parts.timeouts,
             tasks: Tasks::new(),
+            standing: Standing::new(),
+            removed: Mutex::default(),
             actors: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -145,8 +144,14 @@ impl Hands {
     /// are given `Timeouts::drain`, and an item with open calls is never stopped.
     pub async fn run(self, stop: CancellationToken) -> Result<(), HandsError> {
         let shared = self.shared;
+        // Before anything is taken up: a session is this node's for as long as the node is alive.
+        let renewed = shared.renew().await.map_err(HandsError::Journal)?;
         keeper::resume(&shared).await.map_err(HandsError::Journal)?;
         let claiming = shared.tasks.child();
+        // Until the actors are at rest: what they still do is this node's.
+        let living = shared.tasks.child();
+        let signs = node::keep(shared.clone(), renewed, living.stopping());
+        living.spawn(TaskKind::Reconciler, signs);
         for index in 0..shared.environments.len() {
             let poller = Poller { shared: shared.clone(), index, stop: claiming.stopping() };
             claiming.spawn(TaskKind::BrainPoller, poller.run());
@@ -159,9 +164,11 @@ impl Hands {
         };
         // Claiming ends first, so that nothing new comes in while the rest goes down.
         claiming.drain(shared.timeouts.beat_attempt).await;
-        shared.shut_down_actors().await;
+        shared.tell_all(|| Outside::Shutdown);
         let grace = shared.timeouts.drain + shared.timeouts.beat_attempt;
-        match shared.tasks.drain_without_stop(grace).await {
+        let drained = shared.tasks.drain_without_stop(grace).await;
+        living.drain(shared.timeouts.beat_attempt).await;
+        match drained {
             Drained::All => tracing::info!("all sessions are at rest"),
             Drained::TimedOut { running } => {
                 tracing::warn!(running, "the drain is over; leases are left to lapse");
@@ -175,7 +182,10 @@ impl Hands {
 
 impl HandsHandle {
     pub fn environments(&self) -> Vec<EnvironmentStatus> {
-        self.shared.environments.iter().map(Environment::status).collect()
+        let now = self.shared.clock.now();
+        let configured = self.shared.environments.iter();
+        let configured = configured.map(|environment| environment.status(now));
+        configured.chain(self.shared.removed().statuses()).collect()
     }
 
     /// Sessions that have an actor at the moment: served, idle, or asleep with processes.
@@ -192,6 +202,15 @@ impl HandsHandle {
         if let store_api::Phase::Ended { reason } = &known.phase {
             let (session, why) = (session.clone(), reason.clone());
             return Err(GuestError::Over { session, why });
+        }
+        match self.shared.holder(session).await.map_err(GuestError::Journal)? {
+            Holder::Us | Holder::Nobody => {}
+            Holder::Other { node } => {
+                return Err(GuestError::Elsewhere { session: session.clone(), node });
+            }
+            Holder::Lost { node } => {
+                return Err(GuestError::FilesLost { session: session.clone(), node });
+            }
         }
         let (reply, answer) = oneshot::channel();
         let busy = || GuestError::Busy(session.clone());
@@ -213,6 +232,10 @@ impl HandsHandle {
         if known.is_none() {
             return Err(StopSessionError::NoSuchSession(session.clone()));
         }
+        let holder = self.shared.holder(session).await.map_err(StopSessionError::Journal)?;
+        if let Holder::Other { node } = holder {
+            return Err(StopSessionError::Elsewhere { session: session.clone(), node });
+        }
         let (reply, answer) = oneshot::channel();
         let busy = || StopSessionError::Busy(session.clone());
         self.shared.tell(session, Outside::Stop { forget, reply }).map_err(|_| busy())?;
@@ -228,36 +251,6 @@ impl HandsHandle {
         let known = known.ok_or_else(|| StoreError::NoSuchSession(session.clone()))?;
         let journal = Journal::new(self.shared.store.clone(), session.clone(), known.generation);
         journal.record(&[Change::Note(event)]).await
-    }
-}
-
-// === impl Environment ===
-
-impl Environment {
-    pub fn id(&self) -> &EnvironmentId {
-        self.parts.brain.environment()
-    }
-
-    pub fn tenancy(&self) -> &Tenancy {
-        &self.parts.tenancy
-    }
-
-    pub fn health(&self) -> MutexGuard<'_, Health> {
-        // A panic while holding it leaves plain data behind.
-        self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn status(&self) -> EnvironmentStatus {
-        let health = self.health();
-        let concurrency_max = self.parts.concurrency_max;
-        EnvironmentStatus {
-            environment: self.id().clone(),
-            serving: concurrency_max.saturating_sub(self.capacity.available_permits()),
-            concurrency_max,
-            last_poll_at: health.last_poll_at,
-            trouble: health.trouble.clone(),
-            refused: health.refused,
-        }
     }
 }
 
@@ -318,11 +311,8 @@ impl Shared {
                 .environments
                 .iter()
                 .filter_map(|environment| {
-                    let health = environment.health();
-                    health.refused.then(|| {
-                        let why = health.trouble.as_deref().unwrap_or("refused");
-                        format!("{}: {why}", environment.id())
-                    })
+                    let trouble = environment.trouble().filter(|trouble| trouble.refused)?;
+                    Some(format!("{}: {}", environment.id(), trouble.what))
                 })
                 .collect();
             if !refused.is_empty() && refused.len() == self.environments.len() {
@@ -332,12 +322,16 @@ impl Shared {
         }
     }
 
-    async fn shut_down_actors(&self) {
+    pub fn tell_all(&self, message: impl Fn() -> Outside) {
         let actors: Vec<_> = self.actors().values().cloned().collect();
         for actor in actors {
-            // A full inbox means the actor is far behind; the drain's deadline is its answer.
-            let _ = actor.try_send(Message::Outside(Outside::Shutdown));
+            // A full inbox means the actor is far behind; a deadline of its own is its answer.
+            let _ = actor.try_send(Message::Outside(message()));
         }
+    }
+
+    pub fn removed(&self) -> MutexGuard<'_, Removed> {
+        self.removed.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn actors(&self) -> MutexGuard<'_, HashMap<SessionId, mpsc::Sender<Message>>> {

@@ -1,9 +1,10 @@
 //! Brings what exists in line with what the journal says: at start, and from time to time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base_types::{Chain, SessionId};
+use base_types::{Chain, EnvironmentId, SessionId};
 use sandbox_api::Vitality;
 use store_api::{PAGE_MAX, SandboxState, SessionRecord, StoreError, WorkRecord};
 use tokio::sync::OwnedSemaphorePermit;
@@ -11,8 +12,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::Shared;
 use crate::message::{Outside, line};
+use crate::parts::EnvironmentStatus;
 
 const KEEP_EVERY: Duration = Duration::from_secs(60);
+/// How long files are kept whose profile, which would say so, is not configured any more.
+const RETAIN_WITHOUT_PROFILE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Environments that are not configured any more, with their sessions that still have something
+/// here.
+#[derive(Default)]
+pub(crate) struct Removed(BTreeMap<EnvironmentId, usize>);
+
+impl Removed {
+    pub fn statuses(&self) -> Vec<EnvironmentStatus> {
+        let status = |(environment, sessions): (&EnvironmentId, &usize)| EnvironmentStatus {
+            environment: environment.clone(),
+            configured: false,
+            serving: 0,
+            concurrency_max: 0,
+            last_poll_at: None,
+            trouble: Some(format!(
+                "not in the configuration any more; files of {sessions} of its sessions are kept \
+                 here until their retention is over"
+            )),
+            trouble_since: None,
+            refused: false,
+            left_alone: 0,
+        };
+        self.0.iter().map(status).collect()
+    }
+}
 
 /// Goes on with what a restart left: items whose lease may still be ours, and sandboxes whose
 /// processes are still there.
@@ -20,6 +49,7 @@ pub(crate) async fn resume(shared: &Arc<Shared>) -> Result<(), StoreError> {
     for work in shared.store.open_work(&shared.node).await? {
         resume_work(shared, work);
     }
+    let mut removed = Removed::default();
     let mut owned = Owned { shared, after: None };
     loop {
         let page = owned.page().await?;
@@ -27,12 +57,25 @@ pub(crate) async fn resume(shared: &Arc<Shared>) -> Result<(), StoreError> {
             break;
         }
         for session in &page {
+            count_removed(shared, session, &mut removed);
             if has_processes(session) && !shared.has_actor(&session.id) {
                 tend(shared, session);
             }
         }
     }
+    for (environment, sessions) in &removed.0 {
+        tracing::warn!(%environment, sessions,
+            "sessions of an environment that is not configured any more keep files here");
+    }
+    *shared.removed() = removed;
     sweep(shared).await
+}
+
+fn count_removed(shared: &Shared, session: &SessionRecord, removed: &mut Removed) {
+    let keeps = session.sandbox.as_ref().is_some_and(|s| s.state != SandboxState::Gone);
+    if keeps && shared.environment(&session.environment).is_none() {
+        *removed.0.entry(session.environment.clone()).or_default() += 1;
+    }
 }
 
 /// Until `stop`: removes what has outlived its time.
@@ -49,6 +92,7 @@ pub(crate) async fn keep(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn keep_once(shared: &Arc<Shared>) -> Result<(), StoreError> {
+    let mut removed = Removed::default();
     let mut owned = Owned { shared, after: None };
     loop {
         let page = owned.page().await?;
@@ -56,12 +100,14 @@ async fn keep_once(shared: &Arc<Shared>) -> Result<(), StoreError> {
             break;
         }
         for session in &page {
+            count_removed(shared, session, &mut removed);
             let kept = session.sandbox.as_ref().is_some_and(|s| s.state == SandboxState::Stopped);
             if kept && !shared.has_actor(&session.id) && is_past_retention(shared, session).await? {
                 tend(shared, session);
             }
         }
     }
+    *shared.removed() = removed;
     let now = shared.store.now().await?;
     let retention = i64::try_from(shared.timeouts.log_retention.as_millis()).unwrap_or(i64::MAX);
     let before = base_types::Timestamp(now.0.saturating_sub(retention));
@@ -84,16 +130,15 @@ pub(crate) async fn is_past_retention(
     session: &SessionRecord,
 ) -> Result<bool, StoreError> {
     let profile = session.identity.as_ref().map(|identity| &identity.profile);
-    let Some(shape) = profile.and_then(|profile| shared.profiles.shape(profile)) else {
-        return Ok(false);
-    };
-    Ok(shared.store.now().await?.since(session.phase_at) >= shape.retain)
+    let shape = profile.and_then(|profile| shared.profiles.shape(profile));
+    let retain = shape.map_or(RETAIN_WITHOUT_PROFILE, |shape| shape.retain);
+    Ok(shared.store.now().await?.since(session.phase_at) >= retain)
 }
 
 /// Ends sandboxes that no session of this installation stands behind. Only what a session has
 /// replaced or given up is removed with its files; where no session is known, the volume is left
 /// and named: it may be somebody's only copy.
-async fn sweep(shared: &Arc<Shared>) -> Result<(), StoreError> {
+pub(crate) async fn sweep(shared: &Arc<Shared>) -> Result<(), StoreError> {
     let found = match shared.driver.list().await {
         Ok(found) => found,
         Err(error) => {
@@ -130,8 +175,13 @@ fn resume_work(shared: &Arc<Shared>, work: WorkRecord) {
     let permit = match shared.environment(&work.environment) {
         Some(environment) => environment.capacity.clone().try_acquire_owned(),
         None => {
-            tracing::warn!(work = %work.id, environment = %work.environment,
-                "an open work item of an environment that is not configured any more");
+            tracing::warn!(work = %work.id, session = %work.session,
+                environment = %work.environment,
+                "an open work item of an environment that is not configured any more is let go");
+            let session = work.session.clone();
+            if shared.tell(&session, Outside::Orphaned { work }).is_err() {
+                tracing::warn!(%session, "the session is too busy to let its work item go");
+            }
             return;
         }
     };

@@ -20,6 +20,7 @@
 mod actor;
 mod call;
 mod entrypoint;
+mod environment;
 mod feed;
 mod hub;
 mod identity;
@@ -27,6 +28,7 @@ mod journal;
 mod keeper;
 mod lease;
 mod message;
+mod node;
 mod parts;
 mod poller;
 mod router;
@@ -36,7 +38,7 @@ mod sender;
 
 pub use hub::{GuestError, GuestLease, Hands, HandsError, HandsHandle, StopSessionError};
 pub use parts::{
-    Chosen, EnvironmentParts, EnvironmentStatus, HandsParts, Profiles, SessionFacts, Shape,
-    Tenancy, Timeouts,
+    Chosen, EnvironmentParts, EnvironmentStatus, HandsParts, KeySource, Profiles, SessionFacts,
+    Shape, Tenancy, Timeouts,
 };
 pub use seal::{KEY_BYTES, SealError, Sealer};

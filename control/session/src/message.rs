@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use base_types::{CallId, Chain, Epoch};
+use base_types::{CallId, Chain, Epoch, SessionId};
 use brain_api::{BrainError, Event, SessionInfo, WorkItem};
-use store_api::WorkRecord;
+use store_api::{StoreError, WorkRecord};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tools_api::ToolAnswer;
@@ -43,8 +43,52 @@ pub enum Outside {
         forget: bool,
         reply: oneshot::Sender<Result<(), StopSessionError>>,
     },
+    /// An open item of an environment that is not configured any more.
+    Orphaned {
+        work: WorkRecord,
+    },
+    /// This node may not believe any more that the session is its own.
+    Lapsed,
     /// This process is going down.
     Shutdown,
+}
+
+impl Outside {
+    /// Answers whoever waits for an answer that the session cannot be had.
+    pub fn refuse(self, session: &SessionId, error: &StoreError) {
+        match self {
+            Outside::Guest { reply } => {
+                let _ = reply.send(Err(match error {
+                    StoreError::OwnedElsewhere { session, node } => {
+                        GuestError::Elsewhere { session: session.clone(), node: node.clone() }
+                    }
+                    _ => GuestError::NoSandbox { session: session.clone(), why: line(error) },
+                }));
+            }
+            Outside::Stop { reply, .. } => {
+                let _ = reply.send(Err(match error {
+                    StoreError::OwnedElsewhere { session, node } => {
+                        StopSessionError::Elsewhere { session: session.clone(), node: node.clone() }
+                    }
+                    _ => StopSessionError::Failed { session: session.clone(), why: line(error) },
+                }));
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers that the session has too much to do.
+    pub fn turn_away(self, session: &SessionId) {
+        match self {
+            Outside::Guest { reply } => {
+                let _ = reply.send(Err(GuestError::Busy(session.clone())));
+            }
+            Outside::Stop { reply, .. } => {
+                let _ = reply.send(Err(StopSessionError::Busy(session.clone())));
+            }
+            _ => {}
+        }
+    }
 }
 
 pub enum Inside {
@@ -52,22 +96,11 @@ pub enum Inside {
     Identity(Result<SessionInfo, BrainError>),
     Feed(FeedMessage),
     Prepared(Result<Prepared, PrepareError>),
-    SandboxEnded {
-        epoch: Epoch,
-        why: String,
-    },
+    SandboxEnded { epoch: Epoch, why: String },
     /// What became of the program beside the tools.
-    Entrypoint {
-        text: String,
-    },
-    CallDone {
-        call: CallId,
-        outcome: CallOutcome,
-    },
-    Sent {
-        call: CallId,
-        end: SendEnd,
-    },
+    Entrypoint { text: String },
+    CallDone { call: CallId, outcome: CallOutcome },
+    Sent { call: CallId, end: SendEnd },
 }
 
 /// Why the lease is no longer kept.
@@ -86,7 +119,14 @@ pub enum LeaseEnd {
 }
 
 pub enum FeedMessage {
-    History(Vec<Event>),
+    /// A page of the history. It counts with the last one, which is empty.
+    Page {
+        events: Vec<Event>,
+        first: bool,
+        last: bool,
+        /// Given back when the page has been looked through: the next one may come then.
+        _slot: OwnedSemaphorePermit,
+    },
     Live(Event),
     Trouble(String),
     /// The brain refuses the stream for good.

@@ -29,8 +29,18 @@ pub struct HandsParts {
 pub struct EnvironmentParts {
     pub brain: Arc<dyn Brain>,
     pub tenancy: Tenancy,
+    /// Where its key can be read again, if anywhere.
+    pub key: Option<Arc<dyn KeySource>>,
     /// Sessions of this environment served at the same time.
     pub concurrency_max: usize,
+}
+
+/// Where an environment's key is read from. A key that was refused is looked for again there, so
+/// that a new one needs no restart.
+pub trait KeySource: Send + Sync + 'static {
+    /// Reads the key, and has the brain's client use it when it is another one: `Ok(true)`. `Err`
+    /// says why it cannot be read. Blocks for as long as a file takes.
+    fn renew(&self) -> Result<bool, String>;
 }
 
 /// Where a session's tenant comes from.
@@ -103,6 +113,11 @@ pub struct Timeouts {
     pub beat_attempt: Duration,
     /// How long logs and ended sessions are remembered.
     pub log_retention: Duration,
+    /// A key that was refused is tried again after this long.
+    pub refused_retry: Duration,
+    /// How long one sign of life of this node lasts. A node that is gone for longer loses its
+    /// sessions to the others that share its store.
+    pub node_ttl: Duration,
 }
 
 impl Default for Timeouts {
@@ -113,6 +128,8 @@ impl Default for Timeouts {
             drain: Duration::from_secs(30),
             beat_attempt: Duration::from_secs(5),
             log_retention: Duration::from_secs(30 * 24 * 3600),
+            refused_retry: Duration::from_secs(60),
+            node_ttl: Duration::from_secs(60),
         }
     }
 }
@@ -121,11 +138,17 @@ impl Default for Timeouts {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct EnvironmentStatus {
     pub environment: EnvironmentId,
+    /// `false`: it was taken out of the configuration, and sessions of it still have something
+    /// here.
+    pub configured: bool,
     pub serving: usize,
     pub concurrency_max: usize,
     pub last_poll_at: Option<Timestamp>,
     /// Why polling does not work at the moment, with its causes.
     pub trouble: Option<String>,
-    /// The brain refused the key: polling has ended until a restart.
+    pub trouble_since: Option<Timestamp>,
+    /// The brain refuses the key; it is tried again from time to time.
     pub refused: bool,
+    /// Offers that are left to other nodes, or for later, at the moment.
+    pub left_alone: usize,
 }

@@ -1,15 +1,23 @@
 //! Claims work of one environment, as long as there is room for it.
+//!
+//! **Invariant:** a poller never ends by itself. Whatever its brain does costs its own sessions
+//! time, and no other environment anything: each wait is its own, and claims have a pace.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use brain_api::WorkItem;
+use base_types::WorkId;
+use brain_api::{BrainError, WorkItem};
 use rand::Rng;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::hub::{Environment, Shared};
+use crate::environment::Environment;
+use crate::hub::Shared;
 use crate::message::{Outside, line};
+use crate::node::Holder;
 
 /// Between empty polls, uniformly: many workers must not poll in step.
 const EMPTY_WAIT_MS: std::ops::RangeInclusive<u64> = 1_000..=3_000;
@@ -17,6 +25,14 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Below this much available memory no new session is begun: those there are need it.
 const MEMORY_FLOOR_KIB: u64 = 256 * 1024;
 const MEMORY_WAIT: Duration = Duration::from_secs(5);
+/// Between two items that are taken: each is a few commits to the journal that all environments
+/// share, and a brain that floods us with offers must leave room in it for the others.
+const CLAIM_PACE: Duration = Duration::from_millis(20);
+/// Different items that are asked for without a pause.
+const ROUND_MAX: usize = 1_024;
+/// How often a key that was refused is looked for again, as a part of the time after which the
+/// same key is tried again.
+const KEY_LOOKS: u32 = 12;
 
 pub(crate) struct Poller {
     pub shared: Arc<Shared>,
@@ -34,8 +50,11 @@ impl Poller {
 
     async fn poll_on(&self) -> Result<(), Stopped> {
         let mut failures: u32 = 0;
+        let mut round = Round::default();
+        let mut claim_at = Instant::now();
         loop {
             let permit = self.room().await?;
+            self.environment().asking();
             let polled = tokio::select! {
                 polled = self.environment().parts.brain.poll() => polled,
                 () = self.stop.cancelled() => return Err(Stopped),
@@ -43,11 +62,21 @@ impl Poller {
             match polled {
                 Ok(item) => {
                     failures = 0;
-                    self.healthy();
-                    match item {
-                        // Where there was one item there may be more: ask again at once.
-                        Some(item) => self.take(item, permit).await,
-                        None => self.pause(empty_wait()).await?,
+                    self.environment().healthy(self.shared.clock.now());
+                    let Some(item) = item else {
+                        round = Round::default();
+                        self.pause(empty_wait()).await?;
+                        continue;
+                    };
+                    // Where there was one item there may be more: ask again at once. A brain that
+                    // offers the same one again has no other.
+                    if !round.is_new(&item.id) {
+                        round = Round::default();
+                        self.pause(empty_wait()).await?;
+                    }
+                    self.pause_until(claim_at).await?;
+                    if self.take(item, permit).await {
+                        claim_at = Instant::now() + CLAIM_PACE;
                     }
                 }
                 Err(error) if error.is_transient() => {
@@ -55,13 +84,7 @@ impl Poller {
                     self.ill(line(&error), false);
                     self.pause(error.retry_after().unwrap_or_else(|| backoff(failures))).await?;
                 }
-                Err(error) => {
-                    let environment = self.environment().id();
-                    tracing::error!(%environment, error = %line(&error),
-                        "the brain refuses to hand out work; this environment is no longer polled");
-                    self.ill(line(&error), true);
-                    return Ok(());
-                }
+                Err(error) => self.refused(&error).await?,
             }
         }
     }
@@ -70,8 +93,44 @@ impl Poller {
         &self.shared.environments[self.index]
     }
 
-    /// Waits for a free place and for memory to fill it with.
+    fn ill(&self, what: String, refused: bool) {
+        self.environment().ill(what, refused, self.shared.clock.now());
+    }
+
+    /// The brain refuses the key or the environment. Another key is used as soon as it is where
+    /// the key is read from; the same one is tried again from time to time: whoever revoked it may
+    /// think better of it.
+    async fn refused(&self, error: &BrainError) -> Result<(), Stopped> {
+        let what = line(error);
+        let retry_at = Instant::now() + self.shared.timeouts.refused_retry;
+        let look_every = self.shared.timeouts.refused_retry / KEY_LOOKS;
+        while Instant::now() < retry_at {
+            match self.renew_key().await {
+                Ok(true) => {
+                    tracing::info!(environment = %self.environment().id(), "another key is tried");
+                    return Ok(());
+                }
+                Ok(false) => self.ill(what.clone(), true),
+                Err(why) => self.ill(format!("{what} (a new key is not seen: {why})"), true),
+            }
+            self.pause(look_every).await?;
+        }
+        Ok(())
+    }
+
+    async fn renew_key(&self) -> Result<bool, String> {
+        match &self.environment().parts.key {
+            Some(key) => {
+                let key = key.clone();
+                base_tasks::blocking(move || key.renew()).await
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Waits for a free place, for memory to fill it with, and for the right to.
     async fn room(&self) -> Result<OwnedSemaphorePermit, Stopped> {
+        self.environment().not_asking();
         let capacity = self.environment().capacity.clone();
         let permit = tokio::select! {
             permit = capacity.acquire_owned() => permit.map_err(|_| Stopped)?,
@@ -81,54 +140,82 @@ impl Poller {
             self.ill("little memory is left: no new session is begun".to_owned(), false);
             self.pause(MEMORY_WAIT).await?;
         }
+        if self.shared.standing.has_lapsed() {
+            self.ill("the store is out of reach: no new session is begun".to_owned(), false);
+            tokio::select! {
+                () = self.shared.standing.holds() => {}
+                () = self.stop.cancelled() => return Err(Stopped),
+            }
+        }
         Ok(permit)
     }
 
-    async fn take(&self, item: WorkItem, permit: OwnedSemaphorePermit) {
+    /// Says whether the item came to something.
+    async fn take(&self, item: WorkItem, permit: OwnedSemaphorePermit) -> bool {
+        let environment = self.environment();
+        if environment.is_left(&item.id) {
+            return false;
+        }
         let Some(session) = item.session.clone() else {
-            return self.wave_through(item).await;
+            self.wave_through(item).await;
+            return true;
         };
         let work = item.id.clone();
+        match self.shared.holder(&session).await {
+            Ok(Holder::Other { node }) => {
+                tracing::info!(%session, %work, %node, "left to the node that has its files");
+                environment.leave(&work);
+                return false;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%session, %work, error = %line(&error), "ask whose session it is");
+                environment.leave(&work);
+                return false;
+            }
+        }
         if self.shared.tell(&session, Outside::Offered { item, permit }).is_err() {
             // Not acknowledged, so it is offered again.
             tracing::warn!(%session, %work, "the session is too busy to take its work item");
+            environment.leave(&work);
         }
+        true
     }
 
     /// An item that is not for a session is acknowledged, not run, and stopped.
     async fn wave_through(&self, item: WorkItem) {
-        let brain = &self.environment().parts.brain;
+        let environment = self.environment();
+        let brain = &environment.parts.brain;
         tracing::info!(work = %item.id, kind = %item.data_type, "a work item that is not run");
         if let Err(error) = brain.ack(&item.id).await {
             tracing::warn!(work = %item.id, error = %line(&error), "acknowledge");
+            environment.leave(&item.id);
         }
         if let Err(error) = brain.stop(&item.id, item.token.as_ref()).await {
             tracing::warn!(work = %item.id, error = %line(&error), "stop");
+            environment.leave(&item.id);
         }
-    }
-
-    fn healthy(&self) {
-        let mut health = self.environment().health();
-        health.last_poll_at = Some(self.shared.clock.now());
-        if health.trouble.take().is_some() {
-            tracing::info!(environment = %self.environment().id(), "polling works again");
-        }
-    }
-
-    fn ill(&self, trouble: String, refused: bool) {
-        let mut health = self.environment().health();
-        if health.trouble.as_ref() != Some(&trouble) {
-            tracing::warn!(environment = %self.environment().id(), %trouble, "polling");
-        }
-        health.trouble = Some(trouble);
-        health.refused = refused;
     }
 
     async fn pause(&self, time: Duration) -> Result<(), Stopped> {
+        self.pause_until(Instant::now() + time).await
+    }
+
+    async fn pause_until(&self, at: Instant) -> Result<(), Stopped> {
         tokio::select! {
-            () = tokio::time::sleep(time) => Ok(()),
+            () = tokio::time::sleep_until(at) => Ok(()),
             () = self.stop.cancelled() => Err(Stopped),
         }
+    }
+}
+
+/// The items of polls that followed each other without a pause.
+#[derive(Default)]
+struct Round(HashSet<WorkId>);
+
+impl Round {
+    fn is_new(&mut self, work: &WorkId) -> bool {
+        self.0.len() < ROUND_MAX && self.0.insert(work.clone())
     }
 }
 

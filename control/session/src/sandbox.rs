@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base_tasks::{TaskKind, Tasks};
-use base_types::{Epoch, ProfileName, SandboxId, TenantId, VolumeId};
+use base_types::{Epoch, ImageId, NodeId, ProfileName, SandboxId, TenantId, VolumeId};
 use sandbox_api::guest::client::GuestClient;
 use sandbox_api::{
     ConnectError, CreateError, DriverError, RestoredFrom, SandboxDriver, SandboxSpec, Vitality,
@@ -23,6 +23,13 @@ use crate::message::{Inside, Outbox, line};
 const PINGS_PER_SILENCE: u32 = 3;
 /// The first time it comes sooner: what is wrong with a new sandbox shows early.
 const FIRST_PING: Duration = Duration::from_millis(500);
+
+const SLEPT_TOO_LONG: &str = "the session slept longer than its files are kept";
+
+/// Whether the sandbox is, or was, on another node.
+pub fn is_elsewhere(record: &SandboxRecord, node: &NodeId) -> bool {
+    record.node.as_ref().is_some_and(|of| of != node)
+}
 
 /// A sandbox that answers.
 pub struct Prepared {
@@ -74,6 +81,8 @@ impl PrepareError {
 
 /// What preparing needs to know; owned, because it runs on its own task.
 pub struct Preparation {
+    /// Where the sandbox will be.
+    pub node: NodeId,
     pub driver: Arc<dyn SandboxDriver>,
     pub journal: Journal,
     pub record: Option<SandboxRecord>,
@@ -98,6 +107,9 @@ impl Preparation {
     pub async fn run(self) -> Result<Prepared, PrepareError> {
         let due = match self.record.clone() {
             None => Due::Next(self.first_record().await?),
+            Some(record) if is_elsewhere(&record, &self.node) => {
+                Due::Next(self.taken_over(record).await?)
+            }
             Some(record) => self.due(record).await?,
         };
         let record = match due {
@@ -133,18 +145,37 @@ impl Preparation {
     }
 
     async fn first_record(&self) -> Result<SandboxRecord, PrepareError> {
-        let image = self.driver.image(&self.image).await;
-        let image =
-            image.map_err(|source| PrepareError::Image { image: self.image.clone(), source })?;
         Ok(SandboxRecord {
             id: SandboxId::generate(),
             volume: VolumeId::generate(),
-            image: image.id,
+            node: Some(self.node.clone()),
+            image: self.image_id().await?,
             tier: self.driver.tier().name().to_owned(),
             epoch: Epoch::FIRST,
             state: SandboxState::Creating,
             untold: None,
         })
+    }
+
+    async fn image_id(&self) -> Result<ImageId, PrepareError> {
+        let image = self.driver.image(&self.image).await;
+        let image =
+            image.map_err(|source| PrepareError::Image { image: self.image.clone(), source })?;
+        Ok(image.id)
+    }
+
+    /// The files are on a node that is gone: the session begins anew here, and is told so.
+    async fn taken_over(&self, record: SandboxRecord) -> Result<SandboxRecord, PrepareError> {
+        let from = record.node.as_ref().map_or("another", NodeId::as_str);
+        let why = match record.state {
+            SandboxState::Gone => SLEPT_TOO_LONG.to_owned(),
+            _ => format!("node {from}, which had the files of the session, is gone"),
+        };
+        tracing::warn!(session = %self.journal.session(), from, sandbox = %record.id,
+            "the session's files were on a node that is gone: it gets an empty workspace");
+        let fresh = self.first_record().await?;
+        let untold = Some(Untold::Files { why });
+        Ok(SandboxRecord { epoch: record.epoch.next(), untold, ..fresh })
     }
 
     async fn due(&self, record: SandboxRecord) -> Result<Due, PrepareError> {
@@ -173,9 +204,7 @@ impl Preparation {
                 volume: VolumeId::generate(),
                 epoch: record.epoch.next(),
                 state: SandboxState::Creating,
-                untold: Some(Untold::Files {
-                    why: "the session slept longer than its files are kept".to_owned(),
-                }),
+                untold: Some(Untold::Files { why: SLEPT_TOO_LONG.to_owned() }),
                 ..record
             })),
         }

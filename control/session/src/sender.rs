@@ -12,7 +12,7 @@ use brain_api::{BrainError, BrainErrorKind, BrainSession, EventKind, SendCredent
 use rand::Rng;
 use tokio::sync::mpsc;
 
-use crate::feed::list_history;
+use crate::feed::Pages;
 use crate::message::{Inside, Outbox, SendEnd, Stopped, line};
 
 /// Results that wait for delivery. A session has at most as many as the model asked for in the
@@ -108,15 +108,11 @@ impl Sender {
         let mut backoff = BACKOFF_MIN;
         loop {
             let listed = tokio::select! {
-                listed = list_history(&*self.session) => listed,
+                listed = answered_in(&*self.session, tool_use) => listed,
                 () = self.outbox.stopping().cancelled() => return Err(Stopped),
             };
             match listed {
-                Ok(history) => {
-                    return Ok(history.iter().any(|event| {
-                        matches!(&event.kind, EventKind::Answered(call) if call == tool_use)
-                    }));
-                }
+                Ok(answered) => return Ok(answered),
                 // A history that is refused for good says nothing; the send itself will be told.
                 Err(error) if !error.is_transient() => return Ok(false),
                 Err(error) => {
@@ -127,6 +123,17 @@ impl Sender {
             }
         }
     }
+}
+
+async fn answered_in(session: &dyn BrainSession, call: &ToolUseId) -> Result<bool, BrainError> {
+    let mut pages = Pages::of(session);
+    while let Some(page) = pages.next().await? {
+        let is_it = |kind: &EventKind| matches!(kind, EventKind::Answered(of) if of == call);
+        if page.events.iter().any(|event| is_it(&event.kind)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Between half of it and all of it, so that sessions that failed together do not return together.

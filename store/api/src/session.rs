@@ -82,6 +82,10 @@ impl Phase {
 pub struct SandboxRecord {
     pub id: SandboxId,
     pub volume: VolumeId,
+    /// The node it is on. Absent in records of before nodes shared a store: then it is its
+    /// session's owner.
+    #[serde(default)]
+    pub node: Option<NodeId>,
     pub image: ImageId,
     pub tier: String,
     pub epoch: Epoch,

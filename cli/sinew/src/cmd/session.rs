@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use base_types::{CallId, Clock, SystemClock, Timestamp};
-use control_server::api::{LogQuery, SessionQuery, SessionView, StopRequest};
+use control_server::api::{EntrypointView, LogQuery, SessionQuery, SessionView, StopRequest};
 use control_server::client::ApiClient;
 use futures::StreamExt;
 use store_api::{LogEntry, LogEvent, Phase, SandboxState};
@@ -54,6 +54,11 @@ async fn ls(args: SessionLsArgs) -> anyhow::Result<Exit> {
     };
     let head = ["session", "phase", "profile", "tenant", "epoch", "activity", "title"];
     output::table(&head, list.sessions.into_iter().map(row).collect())?;
+    for environment in &list.ill {
+        let trouble = environment.trouble.as_deref().unwrap_or_default();
+        let text = format!("environment {}: {trouble}", environment.environment);
+        output::line(&format!("warning: {}", output::printable(&text)))?;
+    }
     Ok(Exit::Ok)
 }
 
@@ -118,7 +123,8 @@ fn sandbox_facts(session: &SessionView, facts: &mut Vec<(&'static str, String)>)
     let state = state_name(sandbox.state);
     facts.push(("sandbox", format!("{} ({}, {state})", sandbox.id, sandbox.tier)));
     facts.push(("epoch", format!("{}, files from: {}", sandbox.epoch, sandbox.restored_from)));
-    facts.push(("volume", sandbox.volume.to_string()));
+    let on = sandbox.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
+    facts.push(("volume", format!("{}{on}", sandbox.volume)));
     facts.push(("image", sandbox.image.to_string()));
     if let Some(usage) = &sandbox.usage {
         let bytes = |value: Option<u64>| or_dash(value.map(output::bytes));
@@ -130,6 +136,25 @@ fn sandbox_facts(session: &SessionView, facts: &mut Vec<(&'static str, String)>)
         );
         facts.push(("usage", text));
     }
+    if let Some(entrypoint) = &sandbox.entrypoint {
+        facts.push(("entrypoint", entrypoint_text(entrypoint)));
+    }
+}
+
+fn entrypoint_text(entrypoint: &EntrypointView) -> String {
+    let EntrypointView { command, exit_code, signal, reason, ended_at, .. } = entrypoint;
+    let at = ended_at.map(|at| format!(" at {}", output::clock(at))).unwrap_or_default();
+    let state = match (entrypoint.state.as_str(), exit_code, signal) {
+        ("running", ..) => format!("runs since {}", output::clock(entrypoint.started_at)),
+        (_, Some(code), _) => format!("ended{at} with exit code {code}"),
+        (_, _, Some(signal)) => format!("was ended{at} by signal {signal}"),
+        _ => format!("did not start: {}", reason.as_deref().unwrap_or("it did not say why")),
+    };
+    let output = match entrypoint.output_bytes {
+        0 => "no output".to_owned(),
+        bytes => format!("{} of output, the last of it in {}", output::bytes(bytes), entrypoint.log),
+    };
+    format!("{} {state}; {output}", one_line(command, INPUT_WIDTH))
 }
 
 fn warnings(session: &SessionView) -> Vec<String> {
@@ -265,7 +290,23 @@ fn event_text(event: &LogEvent) -> String {
         LogEvent::OperatorExec { argv, exit_code } => {
             format!("operator exec {}: exit code {}", argv.join(" "), or_dash(*exit_code))
         }
+        LogEvent::OperatorTerminal { name, uid, root, action } => {
+            let whose = if *root { "root's shell" } else { "shell" };
+            format!("operator {whose} {name} {} by uid {uid}", terminal_action(action))
+        }
         LogEvent::Warning { text } => format!("warning  {text}"),
+    }
+}
+
+fn terminal_action(action: &store_api::TerminalAction) -> String {
+    match action {
+        store_api::TerminalAction::Opened => "opened".to_owned(),
+        store_api::TerminalAction::Attached => "attached".to_owned(),
+        store_api::TerminalAction::Detached => "left running".to_owned(),
+        store_api::TerminalAction::Ended { exit_code } => {
+            format!("ended with code {exit_code}, watched")
+        }
+        store_api::TerminalAction::Closed => "ended".to_owned(),
     }
 }
 

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use base_config::{Config, Overrides};
 use base_types::{ByteSize, Chain};
-use control_server::api::{SessionQuery, StatusAnswer};
+use control_server::api::{EnvironmentView, SessionQuery, StatusAnswer};
 use control_server::client::{ApiClient, ApiError};
 use rustix::fs::statvfs;
 use sandbox_image::ImageStore;
 use sandbox_launcher::{LauncherDriver, Layout};
 
-use super::{Check, brain};
+use super::{Check, brain, store};
 use crate::args::DoctorArgs;
 use crate::installation::{Installation, is_root, sources};
 use crate::output;
@@ -47,6 +47,7 @@ pub async fn examine(args: &DoctorArgs) -> Vec<Check> {
         checks.push(Check::warn("configuration", warning.to_string(), "see docs/user/config.md"));
     }
     checks.extend(of_config(&config).await);
+    checks.extend(store::examine(&config.store).await);
     for environment in &config.environments {
         checks.push(brain::examine(&config, environment).await);
     }
@@ -170,20 +171,37 @@ fn troubles(status: &StatusAnswer) -> Vec<Check> {
         checks.push(Check::fail("driver", trouble, "see launcher.log in the data directory"));
     }
     for environment in &status.environments {
-        let Some(trouble) = &environment.trouble else { continue };
-        let found = format!("{}: {trouble}", environment.environment);
-        checks.push(match environment.refused {
-            true => {
-                Check::fail("polling", found, "give the environment a valid key and restart serve")
-            }
-            false => Check::warn(
-                "polling",
-                found,
-                "serve goes on trying; check the brain and the network",
-            ),
-        });
+        checks.push(of_environment(environment));
     }
     checks
+}
+
+/// How one environment is doing: others go on whatever it says.
+fn of_environment(environment: &EnvironmentView) -> Check {
+    let EnvironmentView { environment: id, serving, concurrency_max, .. } = environment;
+    let Some(trouble) = &environment.trouble else {
+        let full = serving >= concurrency_max;
+        let more = if full { ": at its limit, new sessions wait" } else { "" };
+        return Check::ok("polling", format!("{id}: serves {serving} of {concurrency_max}{more}"));
+    };
+    let found = format!("{id}: {trouble}");
+    match (environment.configured, environment.refused) {
+        (false, _) => Check::warn(
+            "polling",
+            found,
+            "put it back into the configuration, or remove each of them with `sinew session stop \
+             --forget`",
+        ),
+        (true, true) => Check::fail(
+            "polling",
+            found,
+            "put a valid key where the configuration says; serve looks for it there, and needs a \
+             restart only where it cannot read it",
+        ),
+        (true, false) => {
+            Check::warn("polling", found, "serve goes on trying; check the brain and the network")
+        }
+    }
 }
 
 async fn unserved(client: &ApiClient) -> Option<Check> {

@@ -43,11 +43,14 @@ impl SessionControl for Control {
 fn environment_view(status: EnvironmentStatus) -> EnvironmentView {
     EnvironmentView {
         environment: status.environment,
+        configured: status.configured,
         serving: status.serving,
         concurrency_max: status.concurrency_max,
         last_poll_at: status.last_poll_at,
         trouble: status.trouble,
+        trouble_since: status.trouble_since,
         refused: status.refused,
+        left_alone: status.left_alone,
     }
 }
 
@@ -56,6 +59,7 @@ fn guest_error(session: &SessionId, error: GuestError) -> ControlError {
         GuestError::NoSuchSession(session) => ControlError::NoSuchSession(session),
         GuestError::Over { session, why } => ControlError::Ended { session, why },
         GuestError::NotPrepared(session) => ControlError::NoSandbox(session),
+        GuestError::Elsewhere { session, node } => ControlError::Elsewhere { session, node },
         other => {
             let why = Chain(&other).to_string();
             ControlError::Unavailable { session: session.clone(), why }
@@ -66,6 +70,7 @@ fn guest_error(session: &SessionId, error: GuestError) -> ControlError {
 fn stop_error(session: &SessionId, error: StopSessionError) -> ControlError {
     match error {
         StopSessionError::NoSuchSession(session) => ControlError::NoSuchSession(session),
+        StopSessionError::Elsewhere { session, node } => ControlError::Elsewhere { session, node },
         other => ControlError::Stop { session: session.clone(), why: Chain(&other).to_string() },
     }
 }

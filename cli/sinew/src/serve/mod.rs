@@ -2,6 +2,7 @@
 
 mod control;
 mod identity;
+mod key;
 pub mod node;
 mod privilege;
 mod profiles;

@@ -15,16 +15,21 @@ pub enum FaultCode {
     NoSuchSession,
     SessionEnded,
     NoSandbox,
+    Elsewhere,
     SandboxUnavailable,
     ExecRefused,
     UpgradeRequired,
+    NoSuchTerminal,
+    TerminalRefused,
+    AgentTooOld,
+    ServeStopping,
     StopFailed,
     StoreFailed,
     Internal,
 }
 
 impl FaultCode {
-    pub const ALL: [FaultCode; 13] = [
+    pub const ALL: [FaultCode; 18] = [
         FaultCode::BadRequest,
         FaultCode::NoSuchRoute,
         FaultCode::WrongMethod,
@@ -32,9 +37,14 @@ impl FaultCode {
         FaultCode::NoSuchSession,
         FaultCode::SessionEnded,
         FaultCode::NoSandbox,
+        FaultCode::Elsewhere,
         FaultCode::SandboxUnavailable,
         FaultCode::ExecRefused,
         FaultCode::UpgradeRequired,
+        FaultCode::NoSuchTerminal,
+        FaultCode::TerminalRefused,
+        FaultCode::AgentTooOld,
+        FaultCode::ServeStopping,
         FaultCode::StopFailed,
         FaultCode::StoreFailed,
         FaultCode::Internal,
@@ -44,14 +54,15 @@ impl FaultCode {
     pub fn status(self) -> u16 {
         match self {
             FaultCode::BadRequest => 400,
-            FaultCode::NoSuchRoute | FaultCode::NoSuchSession => 404,
+            FaultCode::NoSuchRoute | FaultCode::NoSuchSession | FaultCode::NoSuchTerminal => 404,
             FaultCode::WrongMethod => 405,
-            FaultCode::SessionEnded | FaultCode::NoSandbox => 409,
+            FaultCode::SessionEnded | FaultCode::NoSandbox | FaultCode::AgentTooOld => 409,
             FaultCode::RequestTooLarge => 413,
-            FaultCode::ExecRefused => 422,
+            FaultCode::Elsewhere => 421,
+            FaultCode::ExecRefused | FaultCode::TerminalRefused => 422,
             FaultCode::UpgradeRequired => 426,
             FaultCode::StopFailed | FaultCode::StoreFailed | FaultCode::Internal => 500,
-            FaultCode::SandboxUnavailable => 503,
+            FaultCode::SandboxUnavailable | FaultCode::ServeStopping => 503,
         }
     }
 
@@ -64,9 +75,14 @@ impl FaultCode {
             FaultCode::NoSuchSession => "no_such_session",
             FaultCode::SessionEnded => "session_ended",
             FaultCode::NoSandbox => "no_sandbox",
+            FaultCode::Elsewhere => "elsewhere",
             FaultCode::SandboxUnavailable => "sandbox_unavailable",
             FaultCode::ExecRefused => "exec_refused",
             FaultCode::UpgradeRequired => "upgrade_required",
+            FaultCode::NoSuchTerminal => "no_such_terminal",
+            FaultCode::TerminalRefused => "terminal_refused",
+            FaultCode::AgentTooOld => "agent_too_old",
+            FaultCode::ServeStopping => "serve_stopping",
             FaultCode::StopFailed => "stop_failed",
             FaultCode::StoreFailed => "store_failed",
             FaultCode::Internal => "internal",
@@ -83,11 +99,21 @@ impl FaultCode {
             FaultCode::NoSuchSession => "list the known ones with `sinew session ls`",
             FaultCode::SessionEnded => "the session is over; its log is kept: `sinew session log`",
             FaultCode::NoSandbox => "the session has run nothing yet; wait for its first call",
+            FaultCode::Elsewhere => "run the command on that node; `sinew session show` names it",
             FaultCode::SandboxUnavailable => "see `sinew session log` and `sinew doctor`",
             FaultCode::ExecRefused => "check the command, its directory and its environment",
             FaultCode::UpgradeRequired => {
-                "send `Connection: upgrade` and `Upgrade: sinew-exec/1`, as `sinew exec` does"
+                "send `Connection: upgrade` and `Upgrade:` with the protocol that the message names"
             }
+            FaultCode::NoSuchTerminal => "list them with `sinew shell SESSION --list`",
+            FaultCode::TerminalRefused => {
+                "see `sinew shell SESSION --list`; end one with `--name NAME --kill`"
+            }
+            FaultCode::AgentTooOld => {
+                "`sinew session stop SESSION` ends the old one's processes and keeps the files; the \
+                 sandbox comes back with the new agent"
+            }
+            FaultCode::ServeStopping => "what ran goes on: attach again when `sinew serve` is back",
             FaultCode::StopFailed => "try again; if it stays, see the log of `sinew serve`",
             FaultCode::StoreFailed => "check the disk of the data directory, then `sinew doctor`",
             FaultCode::Internal => "see the log of `sinew serve`",

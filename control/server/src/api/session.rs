@@ -10,6 +10,8 @@ use sandbox_api::SandboxUse;
 use serde::{Deserialize, Serialize};
 use store_api::{CallRecord, CallState, SandboxRecord, SandboxState, SessionRecord, Untold};
 
+use super::{EntrypointView, EnvironmentView};
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionQuery {
@@ -23,6 +25,9 @@ pub struct SessionQuery {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionList {
     pub sessions: Vec<SessionView>,
+    /// Environments that are in trouble at the moment: new work of theirs does not come in.
+    #[serde(default)]
+    pub ill: Vec<EnvironmentView>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +63,9 @@ pub struct SessionView {
 pub struct SandboxView {
     pub id: SandboxId,
     pub volume: VolumeId,
+    /// The node it is on.
+    #[serde(default)]
+    pub node: Option<NodeId>,
     pub image: ImageId,
     pub tier: String,
     pub epoch: Epoch,
@@ -69,6 +77,10 @@ pub struct SandboxView {
     /// Only in the answer about one session, and while the sandbox runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<SandboxUse>,
+    /// What runs, or ran, beside the tools. Only in the answer about one session, while the sandbox
+    /// runs, and where the profile asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<EntrypointView>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,6 +204,7 @@ impl SandboxView {
         Self {
             id: record.id,
             volume: record.volume,
+            node: record.node,
             image: record.image,
             tier: record.tier,
             epoch: record.epoch,
@@ -199,6 +212,7 @@ impl SandboxView {
             restored_from: restored_from.to_owned(),
             untold: record.untold,
             usage: None,
+            entrypoint: None,
         }
     }
 }

@@ -19,13 +19,19 @@ pub struct StatusAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentView {
     pub environment: EnvironmentId,
+    /// `false`: it was taken out of the configuration, and sessions of it still have files here.
+    pub configured: bool,
     pub serving: usize,
     pub concurrency_max: usize,
     pub last_poll_at: Option<Timestamp>,
     /// Why polling does not work at the moment.
     pub trouble: Option<String>,
-    /// The brain refused the key; polling has ended.
+    pub trouble_since: Option<Timestamp>,
+    /// The brain refuses the key. It is tried again from time to time, and a new one in the key
+    /// file at once.
     pub refused: bool,
+    /// Offers that are left to other nodes, or for later, at the moment.
+    pub left_alone: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! Sessions: list, show, calls, stop.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, State as Extract};
 use base_types::SessionId;
@@ -9,7 +11,7 @@ use store_api::{PAGE_MAX, SandboxState, SessionFilter, SessionRecord};
 use super::input::{Body, Query};
 use super::{Shared, State};
 use crate::api::{
-    CallPage, CallQuery, CallView, CallsSummary, SessionList, SessionQuery, SessionView,
+    CallPage, CallQuery, CallView, CallsSummary, EntrypointView, SandboxView, SessionList, SessionQuery, SessionView,
     StopAnswer, StopRequest,
 };
 use crate::fault::Refusal;
@@ -19,6 +21,8 @@ const LIST_DEFAULT: u32 = 100;
 const CALLS_PAGE_DEFAULT: u32 = 100;
 /// A summary counts this many calls and then says that there are more.
 const CALLS_COUNTED_MAX: u64 = 5_000;
+/// A guest agent answers within milliseconds, or its guest holds it up.
+const ENTRYPOINT_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) async fn list(
     Extract(shared): State,
@@ -35,7 +39,9 @@ pub(super) async fn list(
         let served_here = serving.contains(&record.id);
         SessionView::of(record, served_here)
     };
-    Ok(Json(SessionList { sessions: records.into_iter().map(view).collect() }))
+    let mut ill = shared.control.environments();
+    ill.retain(|environment| environment.trouble.is_some());
+    Ok(Json(SessionList { sessions: records.into_iter().map(view).collect(), ill }))
 }
 
 pub(super) async fn show(
@@ -51,9 +57,17 @@ pub(super) async fn show(
         sandbox.usage = status
             .filter(|status| matches!(status.vitality, Vitality::Running { .. }))
             .map(|status| status.usage);
+        let asked = tokio::time::timeout(ENTRYPOINT_WAIT, entrypoint(&shared, sandbox));
+        sandbox.entrypoint = asked.await.ok().flatten();
     }
     view.calls = Some(count_calls(&shared, &session).await?);
     Ok(Json(view))
+}
+
+/// Of the sandbox itself; one that does not answer costs this, not the answer.
+async fn entrypoint(shared: &Shared, sandbox: &SandboxView) -> Option<EntrypointView> {
+    let client = shared.driver.connect(&sandbox.id, sandbox.epoch).await.ok()?;
+    client.info().await.ok()?.entrypoint.map(EntrypointView::of)
 }
 
 async fn count_calls(shared: &Shared, session: &SessionId) -> Result<CallsSummary, Refusal> {

@@ -1,8 +1,5 @@
 //! Tool calls: from the router's step to a result that the brain has.
 
-use std::time::Duration;
-
-use base_tasks::TaskKind;
 use base_types::{CallId, Epoch};
 use brain_api::{Block, ToolResult, ToolResultKind, ToolUse, ToolUseKind};
 use store_api::{
@@ -22,9 +19,7 @@ use crate::message::{CallOutcome, Outbox, SendEnd, line};
 use crate::router::{LeaveReason, Step};
 use crate::sender::Delivery;
 
-/// An acknowledgement to the agent is a courtesy with a bound: what it would free is freed with
-/// the epoch.
-const ACK_WAIT: Duration = Duration::from_secs(5);
+const THREAD_ENDED: &str = "its thread was terminated";
 /// The tool that tells of lost processes: its state is what was lost.
 const SHELL_TOOL: &str = "bash";
 
@@ -59,6 +54,14 @@ impl Actor {
                         cancelled.push(call);
                     }
                 }
+                Step::CancelHeld(call) => {
+                    let tool_use = call.id.clone();
+                    self.enqueue(call, from_history).await;
+                    if self.cancel_call(&tool_use).await {
+                        cancelled.push(tool_use);
+                    }
+                }
+                Step::Void(call) => self.void_call(&call).await,
                 Step::Answered(call) => self.drop_answered(&call).await,
                 Step::Refresh => self.refresh_identity(),
                 Step::Ended { reason } => {
@@ -73,7 +76,7 @@ impl Actor {
 
     /// Takes a call that is ours into the queue, or its result from the journal.
     async fn enqueue(&mut self, call: ToolUse, from_history: bool) {
-        let known = match self.journal.store().call_for(&self.session, &call.id).await {
+        let known = match self.journal.call_for(&call.id).await {
             Ok(known) => known,
             Err(error) => return self.journal_failed(&error).await,
         };
@@ -170,7 +173,7 @@ impl Actor {
     }
 
     async fn start(&mut self, queued: Queued, epoch: Epoch) -> Result<(), StoreError> {
-        let Queued { call, stage, interrupted } = queued;
+        let Queued { call, stage, cancelled } = queued;
         let mut changes = Vec::new();
         if stage == Stage::Fresh {
             changes.push(Change::CallReceived(Box::new(call.clone())));
@@ -207,8 +210,8 @@ impl Actor {
         };
         let outbox = Outbox::new(self.me.clone(), self.tasks.stopping());
         let mut running = Running::start(run, call, tells, &self.tasks, outbox);
-        if interrupted {
-            running.cancel(CancelReason::Interrupt);
+        if let Some(reason) = cancelled {
+            running.cancel(reason);
         }
         serving.running = Some(running);
         if self.phase != Phase::Serving {
@@ -245,6 +248,10 @@ impl Actor {
         };
         let interrupted = running.cancelled == Some(CancelReason::Interrupt);
         let stage = Stage::Started(None);
+        if running.cancelled == Some(CancelReason::ThreadEnded) {
+            let queued = Queued::new(running.call, stage);
+            return self.write_off(queued, THREAD_ENDED).await;
+        }
         // Only an answer of the tool carries the notice of a loss.
         let mut tells = None;
         let answer = match outcome {
@@ -274,8 +281,7 @@ impl Actor {
             self.sandbox = Slot::Cold { last_end: Some(why), retry: None };
         }
         if let Some(serving) = &mut self.serving {
-            let queued = Queued { call, stage: Stage::Started(Some(epoch)), interrupted: false };
-            serving.queue.push_front(queued);
+            serving.queue.push_front(Queued::new(call, Stage::Started(Some(epoch))));
         }
     }
 
@@ -375,26 +381,10 @@ impl Actor {
         if let Some(status) = refused {
             tracing::warn!(session = %self.session, %call, status, "the brain refused a result");
         }
-        if !undelivered.settled {
-            let settled = Change::CallSettled { call: call.clone(), refused };
-            if let Err(error) = self.record_changes(&[settled]).await {
-                return self.journal_failed(&error).await;
-            }
+        match undelivered.settled {
+            true => self.acknowledge(call),
+            false => self.settle(call, refused),
         }
-        self.acknowledge(call);
-    }
-
-    /// The agent may forget a call whose result the brain has.
-    fn acknowledge(&self, call: CallId) {
-        let Slot::Ready(live) = &self.sandbox else { return };
-        let client = live.client.clone();
-        self.tasks.spawn(TaskKind::ToolCall, async move {
-            match tokio::time::timeout(ACK_WAIT, client.ack(&call)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%call, error = %line(&error), "acknowledge"),
-                Err(_) => tracing::debug!(%call, "the agent did not take an acknowledgement"),
-            }
-        });
     }
 
     /// 413: one shorter result that says so.
@@ -440,7 +430,8 @@ impl Actor {
         let Some(queued) = at.and_then(|at| serving.queue.remove(at)) else { return false };
         // One that may run since before a restart is joined first, and then killed.
         if matches!(queued.stage, Stage::Started(_)) {
-            serving.queue.push_front(Queued { interrupted: true, ..queued });
+            let cancelled = Some(CancelReason::Interrupt);
+            serving.queue.push_front(Queued { cancelled, ..queued });
             return true;
         }
         if let Err(error) = self.finish(queued, interrupted_answer(), None).await {
@@ -449,28 +440,22 @@ impl Actor {
         true
     }
 
-    /// Somebody else answered a call that waits here: it is not run.
-    async fn drop_answered(&mut self, tool_use: &base_types::ToolUseId) {
+    /// Its thread is over: the call is killed if it runs, and dropped if it waits. One that is on
+    /// its way to the brain is the brain's to refuse.
+    async fn void_call(&mut self, tool_use: &base_types::ToolUseId) {
         let Some(serving) = &mut self.serving else { return };
-        let waits = |queued: &Queued| {
-            queued.call.tool_use == *tool_use && !matches!(queued.stage, Stage::Started(_))
-        };
-        let at = serving.queue.iter().position(waits);
-        let Some(queued) = at.and_then(|at| serving.queue.remove(at)) else { return };
-        let end = CallEnd {
-            body: Vec::new(),
-            is_error: false,
-            summary: "answered elsewhere, not run".to_owned(),
-            exit_code: None,
-        };
-        let call = queued.call.id.clone();
-        let mut recorded = self.record_end(&queued, &end, None).await;
-        if recorded.is_ok() {
-            let settled = Change::CallSettled { call, refused: None };
-            recorded = self.record_changes(&[settled]).await;
+        if let Some(running) = &mut serving.running
+            && running.call.tool_use == *tool_use
+        {
+            return running.cancel(CancelReason::ThreadEnded);
         }
-        if let Err(error) = recorded {
-            self.journal_failed(&error).await;
+        if let Some(queued) = serving.take_waiting(tool_use) {
+            return self.write_off(queued, THREAD_ENDED).await;
+        }
+        // One that may run since before a restart is joined first, and then killed.
+        let joins = serving.queue.iter_mut().find(|queued| queued.call.tool_use == *tool_use);
+        if let Some(queued) = joins {
+            queued.cancelled = Some(CancelReason::ThreadEnded);
         }
     }
 

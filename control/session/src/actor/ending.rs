@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use store_api::{CallEnd, CallState, Change, Phase, WorkEnd};
+use store_api::{Phase, WorkEnd};
 use tokio::time::Instant;
 
 use super::serving::{Queued, Stage};
@@ -16,6 +16,9 @@ const KILL_WAIT: Duration = Duration::from_secs(12);
 /// How long finished results may take to be posted before an item is stopped all the same: the
 /// brain waits for the stop.
 const POST_WAIT: Duration = Duration::from_secs(10);
+/// How long the brain may take to answer that an item is stopped. One that hangs must not keep
+/// the session from its next message.
+const STOP_WAIT: Duration = Duration::from_secs(15);
 /// The longest that a start of a sandbox takes before it fails by itself.
 const PREPARE_WAIT: Duration = Duration::from_secs(90);
 
@@ -155,16 +158,22 @@ impl Actor {
             let until = Instant::now() + POST_WAIT;
             self.listen_until(until, |serving| serving.undelivered.is_empty()).await;
         }
+        self.settle_now().await;
         if self.superseded {
             return self.abandon();
         }
         let Some(serving) = self.serving.take() else { return };
         // The last beat must not follow the stop.
         serving.tasks.drain(TASKS_WAIT).await;
-        if terms.stop
-            && let Err(error) = serving.brain.stop(&serving.work, serving.token.as_ref()).await
-        {
-            tracing::warn!(work = %serving.work, error = %line(&error), "stop");
+        if terms.stop {
+            let stop = serving.brain.stop(&serving.work, serving.token.as_ref());
+            match tokio::time::timeout(STOP_WAIT, stop).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(work = %serving.work, error = %line(&error), "stop");
+                }
+                Err(_) => tracing::warn!(work = %serving.work, "the brain did not answer a stop"),
+            }
         }
         if let Some(why) = terms.work {
             self.end_work(&serving.work, why).await;
@@ -217,38 +226,6 @@ impl Actor {
                 return;
             };
             self.while_ending(message).await;
-        }
-    }
-
-    /// A session that is over takes no result any more: its calls are written off, so that its
-    /// rows can be forgotten in time.
-    pub(super) async fn settle_open_calls(&mut self) {
-        const GONE: u16 = 404;
-        let open = match self.journal.store().open_calls(&self.session).await {
-            Ok(open) => open,
-            Err(error) => {
-                tracing::warn!(session = %self.session, error = %line(&error), "list open calls");
-                return;
-            }
-        };
-        let mut changes = Vec::new();
-        for record in open {
-            let call = record.call.id;
-            if !matches!(record.state, CallState::Finished { .. }) {
-                let end = CallEnd {
-                    body: Vec::new(),
-                    is_error: true,
-                    summary: "the session ended first".to_owned(),
-                    exit_code: None,
-                };
-                changes.push(Change::CallFinished { call: call.clone(), end });
-            }
-            changes.push(Change::CallSettled { call, refused: Some(GONE) });
-        }
-        if !changes.is_empty()
-            && let Err(error) = self.record_changes(&changes).await
-        {
-            tracing::warn!(session = %self.session, error = %line(&error), "write off open calls");
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base_tasks::TaskKind;
 use base_types::{EnvironmentId, WorkId};
@@ -13,9 +14,9 @@ use brain_api::{
 use store_api::{Change, LogEvent, NewWork, Phase, StoreError, WorkEnd, WorkPhase, WorkRecord};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::Actor;
 use super::ending::End;
 use super::serving::Serving;
+use super::{Actor, DEFERRED_MAX};
 use crate::feed::Feed;
 use crate::hub::Shared;
 use crate::identity;
@@ -23,6 +24,9 @@ use crate::lease::Lease;
 use crate::message::{FeedMessage, Outbox, Outside, line};
 use crate::router::Router;
 use crate::sender::{QUEUE_MAX, Sender};
+
+/// How long the brain may take to answer an acknowledgement. Afterwards the beat decides.
+const ACK_WAIT: Duration = Duration::from_secs(30);
 
 /// An item that is ours.
 struct Claimed {
@@ -59,6 +63,26 @@ impl Shared {
             token,
         }
     }
+
+    /// An offer that is not taken is left alone for a while.
+    fn leave(&self, item: &WorkItem) {
+        if let Some(environment) = self.environment(&item.environment) {
+            environment.leave(&item.id);
+        }
+    }
+
+    /// The session cannot be had: whoever waits is told, and an offer goes back.
+    pub(super) fn give_back(
+        &self,
+        session: &base_types::SessionId,
+        message: Outside,
+        error: &StoreError,
+    ) {
+        if let Outside::Offered { item, .. } = &message {
+            self.leave(item);
+        }
+        message.refuse(session, error);
+    }
 }
 
 // === impl Actor ===
@@ -75,10 +99,10 @@ impl Actor {
             // so. The new one is offered until somebody acknowledges it.
             tracing::info!(session = %self.session, work = %item.id, held = %serving.work,
                 "a second item for the session; it waits until the first has ended");
-            return;
+            return self.shared.leave(&item);
         }
         if self.shutting_down || self.superseded {
-            return;
+            return self.shared.leave(&item);
         }
         let Some(environment) = self.shared.environment(&item.environment) else { return };
         let brain = environment.parts.brain.clone();
@@ -86,16 +110,17 @@ impl Actor {
         if let Err(error) = self.shared.store.claim_work(&new).await {
             // Not acknowledged, so nothing is lost: it is offered again.
             tracing::error!(work = %item.id, error = %line(&error), "could not record a work item");
-            return;
+            return self.shared.leave(&item);
         }
         match ack(&*brain, &item.id).await {
-            Acked::Yes => {}
+            Acked::Yes => environment.taken(&item.id),
             Acked::Later(why) => {
                 tracing::warn!(work = %item.id, %why, "acknowledge");
-                return;
+                return environment.leave(&item.id);
             }
             Acked::Refused(why) => {
                 tracing::warn!(work = %item.id, %why, "the acknowledgement was refused");
+                environment.leave(&item.id);
                 if let Err(error) = brain.stop(&item.id, None).await {
                     tracing::debug!(work = %item.id, error = %line(&error), "stop");
                 }
@@ -147,6 +172,29 @@ impl Actor {
         let claimed =
             Claimed { work: work.id, environment: work.environment, token, expected, permit };
         self.serve(claimed, brain).await;
+    }
+
+    /// An item of an environment that is not configured any more: nobody can keep its lease.
+    pub(super) async fn let_go(&mut self, work: WorkRecord) {
+        let mut changes =
+            vec![Change::WorkEnded { work: work.id.clone(), why: WorkEnd::LeaseLost }];
+        if !self.phase.is_final() {
+            let text = format!(
+                "environment {} is not in the configuration any more: its work item {} is let go; \
+                 the files are kept",
+                work.environment, work.id
+            );
+            changes.push(Change::Phase(Phase::Sleeping));
+            changes.push(Change::Note(LogEvent::Warning { text }));
+        }
+        match self.record_changes(&changes).await {
+            Ok(()) if !self.phase.is_final() => self.phase = Phase::Sleeping,
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(work = %work.id, error = %line(&error), "let a work item go");
+            }
+        }
+        self.tend().await;
     }
 
     /// From here on the lease is kept and the session is being learnt.
@@ -278,11 +326,17 @@ impl Actor {
     pub(super) async fn on_feed(&mut self, message: FeedMessage) {
         let Some(serving) = &mut self.serving else { return };
         match message {
-            FeedMessage::History(history) => {
-                serving.caught_up = true;
-                serving.trouble = None;
-                let steps = serving.router.on_history(&history);
-                self.take_steps(steps, true).await;
+            FeedMessage::Page { events, first, last, .. } => {
+                serving.router.on_page(events, first);
+                if last {
+                    let is_first = !std::mem::replace(&mut serving.caught_up, true);
+                    serving.trouble = None;
+                    let steps = serving.router.end_history();
+                    self.take_steps(steps, true).await;
+                    if is_first {
+                        self.settle_known().await;
+                    }
+                }
             }
             FeedMessage::Live(event) => {
                 let steps = serving.router.on_live(&event);
@@ -318,12 +372,21 @@ impl Actor {
 
     /// Keeps what came from outside for after the item's end.
     pub(super) fn defer(&mut self, message: Outside) {
-        self.deferred.push_back(message);
+        if self.deferred.len() < DEFERRED_MAX {
+            return self.deferred.push_back(message);
+        }
+        if let Outside::Offered { item, .. } = &message {
+            self.shared.leave(item);
+        }
+        message.turn_away(&self.session);
     }
 }
 
 async fn ack(brain: &dyn Brain, work: &WorkId) -> Acked {
-    match brain.ack(work).await {
+    let Ok(acked) = tokio::time::timeout(ACK_WAIT, brain.ack(work)).await else {
+        return Acked::Yes;
+    };
+    match acked {
         Ok(()) => Acked::Yes,
         Err(error) => match error.kind {
             BrainErrorKind::Transient { .. } => Acked::Later(line(&error)),

@@ -20,6 +20,7 @@ mod item;
 mod rest;
 mod sandbox;
 mod serving;
+mod settling;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 use self::ending::End;
 use self::sandbox::Retry;
 use self::serving::Serving;
+use self::settling::Unsettled;
 use crate::hub::{GuestError, GuestLease, Shared};
 use crate::journal::Journal;
 use crate::message::{Inside, Message, Outside, line};
@@ -42,6 +44,8 @@ use crate::sandbox::LiveSandbox;
 
 /// How long the actor's own tasks may take to see their stop signal.
 const TASKS_WAIT: Duration = Duration::from_secs(10);
+/// Messages from outside that wait for the end of an item; whoever asks has a deadline of its own.
+const DEFERRED_MAX: usize = 64;
 
 pub(crate) struct Actor {
     shared: Arc<Shared>,
@@ -58,6 +62,8 @@ pub(crate) struct Actor {
     sandbox: Slot,
     phase: Phase,
     serving: Option<Serving>,
+    /// Results that the brain has and the journal does not know yet.
+    unsettled: Unsettled,
     /// Operators who wait for the sandbox.
     guests_waiting: Vec<oneshot::Sender<Result<GuestLease, GuestError>>>,
     /// Held by every lease that was given out.
@@ -103,8 +109,17 @@ impl Actor {
                 actor.tasks.drain(TASKS_WAIT).await;
             }
             Err(error) => {
-                tracing::error!(%session, error = %line(&error), "could not take the session");
-                while let Some(_lost) = shared.retire(&session, &mut inbox) {}
+                if let StoreError::OwnedElsewhere { node, .. } = &error {
+                    tracing::info!(%session, %node, "the session is another node's");
+                } else {
+                    tracing::error!(%session, error = %line(&error), "could not take the session");
+                }
+                shared.give_back(&session, first, &error);
+                while let Some(message) = shared.retire(&session, &mut inbox) {
+                    if let Message::Outside(outside) = message {
+                        shared.give_back(&session, outside, &error);
+                    }
+                }
             }
         }
     }
@@ -149,6 +164,7 @@ impl Actor {
             sandbox: Slot::Cold { last_end: None, retry: None },
             phase: record.phase,
             serving: None,
+            unsettled: Unsettled::default(),
             guests_waiting: Vec::new(),
             awake: Arc::new(()),
             sleep_at: None,
@@ -203,6 +219,7 @@ impl Actor {
     fn is_at_rest(&self) -> bool {
         self.superseded
             || (self.serving.is_none()
+                && self.unsettled.is_empty()
                 && self.guests_waiting.is_empty()
                 && matches!(self.sandbox, Slot::Cold { .. })
                 && (self.shutting_down || self.sleep_at.is_none()))
@@ -215,7 +232,7 @@ impl Actor {
             _ => None,
         };
         let sleep = if self.serving.is_none() { self.sleep_at } else { None };
-        [idle, retry, sleep].into_iter().flatten().min()
+        [idle, retry, sleep, self.unsettled.due_at()].into_iter().flatten().min()
     }
 
     async fn on_outside(&mut self, message: Outside) {
@@ -227,6 +244,12 @@ impl Actor {
             Outside::Stop { forget, reply } => {
                 let stopped = self.stop(forget).await;
                 let _ = reply.send(stopped);
+            }
+            Outside::Orphaned { work } => self.let_go(work).await,
+            Outside::Lapsed => {
+                let why = "this node could not tell the store that it is alive".to_owned();
+                self.refuse_guests(&why);
+                self.end_item(End::LeaseLost { why }).await;
             }
             Outside::Shutdown => {
                 self.shutting_down = true;
@@ -261,6 +284,7 @@ impl Actor {
         }
         self.advance_sandbox().await;
         self.advance_calls().await;
+        self.advance_settling().await;
         self.advance_idle().await;
         self.advance_sleep().await;
     }
@@ -287,8 +311,9 @@ impl Actor {
         }
     }
 
+    /// Makes changes durable, and with them what is unsettled.
     async fn record_changes(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let recorded = self.journal.record(changes).await;
+        let recorded = self.record_with_unsettled(changes).await;
         if let Err(error @ StoreError::NotOwner { .. }) = &recorded {
             tracing::warn!(session = %self.session, error = %line(error), "another owner");
             self.superseded = true;
@@ -303,6 +328,7 @@ impl Actor {
         }
         self.sandbox = Slot::Cold { last_end: None, retry: None };
         self.sleep_at = None;
+        self.unsettled = Unsettled::default();
         self.refuse_guests("another process serves the session now");
     }
 }

@@ -11,7 +11,7 @@ use super::ending::End;
 use super::serving::Serving;
 use super::{Actor, Slot};
 use crate::message::{Inside, Outbox, line};
-use crate::sandbox::{LiveSandbox, Preparation, PrepareError, Prepared};
+use crate::sandbox::{LiveSandbox, Preparation, PrepareError, Prepared, is_elsewhere};
 
 /// Between attempts to start a sandbox that does not start.
 const PREPARE_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -41,6 +41,7 @@ impl Actor {
             return;
         }
         let preparation = Preparation {
+            node: self.shared.node.clone(),
             driver: self.shared.driver.clone(),
             journal: self.journal.clone(),
             record: self.record.clone(),
@@ -127,7 +128,8 @@ impl Actor {
     pub(super) async fn stop_sandbox(&mut self, why: &str) -> Result<(), String> {
         self.settle_preparation().await;
         let Some(record) = self.record.clone() else { return Ok(()) };
-        if matches!(record.state, SandboxState::Stopped | SandboxState::Gone) {
+        let over = matches!(record.state, SandboxState::Stopped | SandboxState::Gone);
+        if over || is_elsewhere(&record, &self.shared.node) {
             return Ok(());
         }
         self.shared.driver.stop(&record.id).await.map_err(|error| line(&error))?;
@@ -140,8 +142,11 @@ impl Actor {
     pub(super) async fn destroy_sandbox(&mut self) -> Result<(), String> {
         self.settle_preparation().await;
         let Some(record) = self.record.clone() else { return Ok(()) };
-        let destroyed = self.shared.driver.destroy(&record.id, &record.volume).await;
-        destroyed.map_err(|error| line(&error))?;
+        // What another node has of it, that node removes when it sees the record.
+        if !is_elsewhere(&record, &self.shared.node) {
+            let destroyed = self.shared.driver.destroy(&record.id, &record.volume).await;
+            destroyed.map_err(|error| line(&error))?;
+        }
         self.sandbox = Slot::Cold { last_end: None, retry: None };
         let record = SandboxRecord { state: SandboxState::Gone, ..record };
         self.remember(record).await.map_err(|error| line(&error))

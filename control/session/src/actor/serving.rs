@@ -10,7 +10,7 @@ use store_api::NewCall;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use crate::call::Running;
+use crate::call::{CancelReason, Running};
 use crate::router::Router;
 use crate::sender::Delivery;
 
@@ -46,13 +46,13 @@ pub struct Serving {
 pub struct Queued {
     pub call: NewCall,
     pub stage: Stage,
-    /// The user interrupted while it waited to be joined: it is killed as soon as it is.
-    pub interrupted: bool,
+    /// It was cancelled while it waited to be joined: it is killed as soon as it is.
+    pub cancelled: Option<CancelReason>,
 }
 
 impl Queued {
     pub fn new(call: NewCall, stage: Stage) -> Self {
-        Self { call, stage, interrupted: false }
+        Self { call, stage, cancelled: None }
     }
 }
 
@@ -90,6 +90,22 @@ impl Serving {
     /// The turn is over, nothing waits, runs or is unposted.
     pub fn is_quiet(&self) -> bool {
         self.caught_up && self.router.is_quiet() && !self.has_open_calls()
+    }
+
+    /// A call that waits and has not been started, taken out of the queue.
+    pub fn take_waiting(&mut self, tool_use: &ToolUseId) -> Option<Queued> {
+        let waits = |queued: &Queued| {
+            queued.call.tool_use == *tool_use && !matches!(queued.stage, Stage::Started(_))
+        };
+        let at = self.queue.iter().position(waits)?;
+        self.queue.remove(at)
+    }
+
+    /// A call that waits, runs, or is on its way to the brain.
+    pub fn has_in_hand(&self, tool_use: &ToolUseId) -> bool {
+        self.queue.iter().any(|queued| queued.call.tool_use == *tool_use)
+            || self.running.as_ref().is_some_and(|running| running.call.tool_use == *tool_use)
+            || self.undelivered.values().any(|undelivered| undelivered.tool_use == *tool_use)
     }
 
     pub fn has_open_calls(&self) -> bool {

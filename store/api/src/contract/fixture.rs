@@ -140,6 +140,7 @@ pub(super) fn sandbox(epoch: u64, state: SandboxState) -> SandboxRecord {
     SandboxRecord {
         id: SandboxId::parse("sbx_00000000000000000000000000000001").expect("an id"),
         volume: VolumeId::parse("vol_00000000000000000000000000000001").expect("an id"),
+        node: Some(NODE.into()),
         image: "sha256:0".into(),
         tier: "container".into(),
         epoch: Epoch(epoch),

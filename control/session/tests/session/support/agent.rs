@@ -29,6 +29,7 @@ struct State {
     calls: HashMap<String, Option<Outcome>>,
     begun: Vec<String>,
     acked: Vec<String>,
+    killed: usize,
     /// Answers nothing, pings included.
     mute: bool,
 }
@@ -50,6 +51,11 @@ impl Agent {
 
     pub fn acked(&self) -> usize {
         self.state.lock().unwrap().acked.len()
+    }
+
+    /// Calls that were killed while they ran.
+    pub fn killed(&self) -> usize {
+        self.state.lock().unwrap().killed
     }
 
     pub fn mute(&self) {
@@ -141,6 +147,7 @@ impl Agent {
                 let mut state = self.state.lock().unwrap();
                 if let Some(outcome @ None) = state.calls.get_mut(&kill.call_id) {
                     *outcome = Some(outcome_of(Exit::Killed, ""));
+                    state.killed += 1;
                 }
                 drop(state);
                 self.changed.send_modify(|count| *count += 1);

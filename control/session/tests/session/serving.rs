@@ -1,15 +1,13 @@
 //! A session is served: order, permissions, recovery, and what happens when things go wrong.
 
-mod support;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::support::brain::{SESSION, bash, confirm, end_turn, event, tool, transient};
+use crate::support::{World, wait_for};
 use base_types::SessionId;
 use brain_api::{BrainErrorKind, EventKind, Heartbeat, Permission, SessionStatus, WorkState};
 use store_api::{CallState, Phase, SandboxState, Untold, WorkPhase};
-use support::brain::{SESSION, bash, confirm, end_turn, event, tool, transient};
-use support::{World, wait_for};
 
 /// The whole way: claim, ack, beat, retrieve, stream, list, run, post, idle, stop, in this order.
 #[tokio::test]

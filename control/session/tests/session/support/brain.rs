@@ -1,9 +1,9 @@
-//! A brain in memory, behind the contract: one work item, one session, and whatever trouble a
+//! A brain in memory, behind the contract: one environment, one session, and whatever trouble a
 //! test asks for.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base_types::{EnvironmentId, EventId, SessionId, ToolUseId, WorkId};
@@ -20,10 +20,30 @@ pub const ENVIRONMENT: &str = "env_1";
 pub const SESSION: &str = "sesn_1";
 
 #[derive(Clone)]
-pub struct TestBrain(Arc<Mutex<State>>);
+pub struct TestBrain {
+    environment: EnvironmentId,
+    state: Arc<Mutex<State>>,
+}
+
+/// How the queue answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    Works,
+    /// Fails like this.
+    Fails(BrainErrorKind),
+    /// Never answers, and nothing else of the brain does.
+    Hangs,
+    /// Offers one new item after another, each of a session that the brain does not know.
+    Floods,
+}
 
 pub struct State {
     pub items: VecDeque<WorkItem>,
+    pub queue: Queue,
+    /// An item that is not acknowledged is offered again after this long; without it, never.
+    pub reclaim: Option<Duration>,
+    polled: HashMap<WorkId, Instant>,
+    pub polls: u64,
     pub history: Vec<Event>,
     streams: Vec<mpsc::UnboundedSender<Result<StreamItem, BrainError>>>,
     pub info: SessionInfo,
@@ -75,9 +95,33 @@ pub fn tool(id: &str, command: &str, permission: Permission) -> Event {
     event(id, EventKind::ToolUse(call))
 }
 
+/// The same of a thread.
+pub fn of_thread(mut event: Event, thread: &str) -> Event {
+    if let EventKind::ToolUse(call) = &mut event.kind {
+        call.thread = Some(thread.into());
+    }
+    event
+}
+
+pub fn thread_ends(thread: &str) -> Event {
+    event(&format!("end-{thread}"), EventKind::ThreadTerminated(thread.into()))
+}
+
+pub fn interrupt(id: &str) -> Event {
+    event(id, EventKind::UserInterrupt { thread: None })
+}
+
 pub fn confirm(id: &str) -> Event {
-    let confirmation = Confirmation { call: ToolUseId::from(id), allowed: true };
-    event(&format!("confirm-{id}"), EventKind::Confirmation(confirmation))
+    confirmation(id, true)
+}
+
+pub fn deny(id: &str) -> Event {
+    confirmation(id, false)
+}
+
+fn confirmation(id: &str, allowed: bool) -> Event {
+    let confirmation = Confirmation { call: ToolUseId::from(id), allowed };
+    event(&format!("confirm-{id}-{allowed}"), EventKind::Confirmation(confirmation))
 }
 
 pub fn end_turn() -> Event {
@@ -87,8 +131,13 @@ pub fn end_turn() -> Event {
 
 impl TestBrain {
     pub fn new() -> Self {
+        Self::of(ENVIRONMENT, SESSION)
+    }
+
+    /// A brain of another environment, with its own session.
+    pub fn of(environment: &str, session: &str) -> Self {
         let info = SessionInfo {
-            id: SessionId::from(SESSION),
+            id: SessionId::from(session),
             status: SessionStatus::Running,
             agent: None,
             agent_version: None,
@@ -97,8 +146,12 @@ impl TestBrain {
             metadata: Default::default(),
             unserved: vec![],
         };
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             items: VecDeque::new(),
+            queue: Queue::Works,
+            reclaim: None,
+            polled: HashMap::new(),
+            polls: 0,
             history: Vec::new(),
             streams: Vec::new(),
             info,
@@ -110,22 +163,39 @@ impl TestBrain {
             list_answers: VecDeque::new(),
             ack_answers: VecDeque::new(),
             ttl: Duration::from_secs(60),
-        })))
+        };
+        let environment = EnvironmentId::from(environment);
+        Self { environment, state: Arc::new(Mutex::new(state)) }
     }
 
     pub fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.0.lock().unwrap())
+        change(&mut self.state.lock().unwrap())
+    }
+
+    pub fn session_id(&self) -> SessionId {
+        self.with(|state| state.info.id.clone())
     }
 
     pub fn offer(&self, work: &str) {
-        let item = WorkItem {
+        let item = self.item(work, self.session_id());
+        self.with(|state| state.items.push_back(item));
+    }
+
+    fn item(&self, work: &str, session: SessionId) -> WorkItem {
+        WorkItem {
             id: WorkId::from(work),
-            environment: EnvironmentId::from(ENVIRONMENT),
-            session: Some(SessionId::from(SESSION)),
+            environment: self.environment.clone(),
+            session: Some(session),
             data_type: "session".into(),
             token: Some(ItemToken(base_types::Secret::new("token"))),
-        };
-        self.with(|state| state.items.push_back(item));
+        }
+    }
+
+    /// A brain that hangs answers nothing.
+    async fn hang(&self) {
+        if self.with(|state| state.queue == Queue::Hangs) {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Adds to the history and to every open stream.
@@ -167,18 +237,42 @@ impl TestBrain {
 #[async_trait]
 impl Brain for TestBrain {
     fn environment(&self) -> &EnvironmentId {
-        static ID: std::sync::OnceLock<EnvironmentId> = std::sync::OnceLock::new();
-        ID.get_or_init(|| EnvironmentId::from(ENVIRONMENT))
+        &self.environment
     }
 
     async fn poll(&self) -> Result<Option<WorkItem>, BrainError> {
-        Ok(self.with(|state| state.items.pop_front()))
+        self.hang().await;
+        self.with(|state| {
+            state.polls += 1;
+            match state.queue {
+                Queue::Fails(kind) => return Err(error(kind)),
+                Queue::Floods => {
+                    let work = format!("flood_{}", state.polls);
+                    return Ok(Some(self.item(&work, SessionId::from(format!("sesn_{work}")))));
+                }
+                Queue::Works | Queue::Hangs => {}
+            }
+            let Some(reclaim) = state.reclaim else { return Ok(state.items.pop_front()) };
+            let polled = &state.polled;
+            let claimable =
+                |item: &&WorkItem| polled.get(&item.id).is_none_or(|at| at.elapsed() >= reclaim);
+            let item = state.items.iter().find(claimable).cloned();
+            if let Some(item) = &item {
+                state.polled.insert(item.id.clone(), Instant::now());
+            }
+            Ok(item)
+        })
     }
 
     async fn ack(&self, work: &WorkId) -> Result<(), BrainError> {
+        self.hang().await;
         self.with(|state| {
             state.log.push(format!("ack {work}"));
-            state.ack_answers.pop_front().map_or(Ok(()), |kind| Err(error(kind)))
+            if let Some(kind) = state.ack_answers.pop_front() {
+                return Err(error(kind));
+            }
+            state.items.retain(|item| item.id != *work);
+            Ok(())
         })
     }
 
@@ -188,6 +282,7 @@ impl Brain for TestBrain {
         _: Option<&ItemToken>,
         expected: &ExpectedBeat,
     ) -> Result<Heartbeat, BrainError> {
+        self.hang().await;
         self.with(|state| {
             let expected = match expected {
                 ExpectedBeat::None => "NO_HEARTBEAT",
@@ -206,18 +301,23 @@ impl Brain for TestBrain {
     }
 
     async fn stop(&self, work: &WorkId, _: Option<&ItemToken>) -> Result<(), BrainError> {
+        self.hang().await;
         self.with(|state| state.log.push(format!("stop {work}")));
         Ok(())
     }
 
-    fn session(&self, _: &SessionId, _: Option<ItemToken>) -> Box<dyn BrainSession> {
-        Box::new(self.clone())
+    fn session(&self, session: &SessionId, _: Option<ItemToken>) -> Box<dyn BrainSession> {
+        match *session == self.session_id() {
+            true => Box::new(self.clone()),
+            false => Box::new(NoSuchSession(self.clone())),
+        }
     }
 }
 
 #[async_trait]
 impl BrainSession for TestBrain {
     async fn retrieve(&self) -> Result<SessionInfo, BrainError> {
+        self.hang().await;
         Ok(self.with(|state| {
             state.log.push("retrieve".into());
             state.info.clone()
@@ -227,6 +327,7 @@ impl BrainSession for TestBrain {
     async fn events(&self, page: Option<&str>) -> Result<Page, BrainError> {
         // Three to a page, so that every list of a test pages.
         const PAGE: usize = 3;
+        self.hang().await;
         self.with(|state| {
             state.log.push("list".into());
             if let Some(kind) = state.list_answers.pop_front() {
@@ -255,6 +356,7 @@ impl BrainSession for TestBrain {
     }
 
     async fn send(&self, body: &[u8], _: SendCredential) -> Result<(), BrainError> {
+        self.hang().await;
         let text = String::from_utf8(body.to_vec()).unwrap();
         let answer = self.with(|state| {
             state.log.push(format!("send {text}"));
@@ -267,5 +369,33 @@ impl BrainSession for TestBrain {
             self.emit(event(&id, EventKind::Answered(result.call)));
         }
         answer.map_or(Ok(()), |(kind, _)| Err(error(kind)))
+    }
+}
+
+/// A session that the brain offers and does not know.
+struct NoSuchSession(TestBrain);
+
+#[async_trait]
+impl BrainSession for NoSuchSession {
+    async fn retrieve(&self) -> Result<SessionInfo, BrainError> {
+        Err(error(BrainErrorKind::NotFound))
+    }
+
+    async fn events(&self, _: Option<&str>) -> Result<Page, BrainError> {
+        Err(error(BrainErrorKind::NotFound))
+    }
+
+    async fn stream(
+        &self,
+    ) -> Result<BoxStream<'static, Result<StreamItem, BrainError>>, BrainError> {
+        Err(error(BrainErrorKind::NotFound))
+    }
+
+    fn encode(&self, result: &ToolResult) -> Vec<u8> {
+        self.0.encode(result)
+    }
+
+    async fn send(&self, _: &[u8], _: SendCredential) -> Result<(), BrainError> {
+        Err(error(BrainErrorKind::NotFound))
     }
 }

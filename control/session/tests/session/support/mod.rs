@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod brain;
 pub mod driver;
+pub mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use async_trait::async_trait;
 use base_types::{NodeId, ProfileName, SessionId, SystemClock, TenantId};
 use brain_api::Block;
 use control_session::{
-    Chosen, EnvironmentParts, Hands, HandsHandle, HandsParts, Profiles, Sealer, SessionFacts,
-    Shape, Tenancy, Timeouts,
+    Chosen, EnvironmentParts, EnvironmentStatus, Hands, HandsHandle, HandsParts, KeySource,
+    Profiles, Sealer, SessionFacts, Shape, Tenancy, Timeouts,
 };
 use sandbox_api::Tier;
 use sandbox_api::guest::client::ClientError;
@@ -24,17 +25,34 @@ use store_sql::SqlStore;
 use tokio_util::sync::CancellationToken;
 use tools_api::{Idempotency, Tool, ToolAnswer, ToolContext, ToolError, ToolLimits};
 
-use brain::{SESSION, TestBrain};
-use driver::Driver;
+use self::brain::{SESSION, TestBrain};
+use self::driver::Driver;
+use self::store::{Cut, CuttableStore};
 
 pub struct World {
+    pub node: &'static str,
     pub brain: TestBrain,
+    /// Brains of other environments that the same server serves.
+    pub others: Vec<Other>,
     pub driver: Arc<Driver>,
     pub store: Arc<dyn Store>,
     pub timeouts: Timeouts,
     pub keep_running: Duration,
     pub image: String,
-    _directory: tempfile::TempDir,
+    _directory: Arc<tempfile::TempDir>,
+}
+
+/// Another environment.
+pub struct Other {
+    pub brain: TestBrain,
+    pub concurrency_max: usize,
+    pub key: Option<Arc<dyn KeySource>>,
+}
+
+impl Other {
+    pub fn of(brain: TestBrain) -> Self {
+        Self { brain, concurrency_max: 4, key: None }
+    }
 }
 
 /// One process's worth of serving; dropping it is a crash.
@@ -113,26 +131,66 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let store = SqlStore::open_sqlite(&directory.path().join("journal.db")).await.unwrap();
         Self {
+            node: "node-1",
             brain: TestBrain::new(),
+            others: Vec::new(),
             driver: Driver::shared(),
             store: Arc::new(store),
             timeouts: Timeouts { drain: Duration::from_secs(2), ..Timeouts::default() },
             keep_running: Duration::from_secs(600),
             image: "default".into(),
-            _directory: directory,
+            _directory: Arc::new(directory),
         }
+    }
+
+    /// Another node with sandboxes of its own, on the same store and for the same brain.
+    pub fn beside(&self, node: &'static str) -> Self {
+        Self {
+            node,
+            brain: self.brain.clone(),
+            others: Vec::new(),
+            driver: Driver::shared(),
+            store: self.store.clone(),
+            timeouts: self.timeouts,
+            keep_running: self.keep_running,
+            image: self.image.clone(),
+            _directory: self._directory.clone(),
+        }
+    }
+
+    /// From here on this node reaches the store through a line that the test can cut.
+    pub fn cut_from_the_store(&mut self) -> Cut {
+        let cut = Cut::default();
+        self.store = Arc::new(CuttableStore { store: self.store.clone(), cut: cut.clone() });
+        cut
+    }
+
+    /// The brain of another environment with a session of its own.
+    pub fn another_session(&self, n: usize) -> TestBrain {
+        TestBrain::of(&format!("env_of_{n}"), &format!("sesn_of_{n}"))
+    }
+
+    /// Serves these environments too.
+    pub fn serve_all(&self, brains: &[TestBrain]) -> Server {
+        let others = brains.iter().map(|brain| Other::of(brain.clone())).collect();
+        World { others, ..self.same() }.serve()
+    }
+
+    /// The same world seen by another handle.
+    fn same(&self) -> Self {
+        Self { driver: self.driver.clone(), ..self.beside(self.node) }
     }
 
     /// A server on a runtime of its own, so that a crash takes every one of its tasks.
     pub fn serve(&self) -> Server {
         let parts = HandsParts {
-            node: NodeId::from("node-1"),
+            node: NodeId::from(self.node),
             store: self.store.clone(),
-            environments: vec![EnvironmentParts {
-                brain: Arc::new(self.brain.clone()),
-                tenancy: Tenancy { tenant: TenantId::from("acme"), metadata_key: None },
-                concurrency_max: 4,
-            }],
+            environments: std::iter::once(environment(&self.brain, 4, None))
+                .chain(self.others.iter().map(|other| {
+                    environment(&other.brain, other.concurrency_max, other.key.clone())
+                }))
+                .collect(),
             driver: self.driver.clone(),
             tools: vec![Arc::new(Bash)],
             profiles: Arc::new(OneProfile {
@@ -201,7 +259,31 @@ impl World {
     }
 }
 
+fn environment(
+    brain: &TestBrain,
+    concurrency_max: usize,
+    key: Option<Arc<dyn KeySource>>,
+) -> EnvironmentParts {
+    EnvironmentParts {
+        brain: Arc::new(brain.clone()),
+        key,
+        tenancy: Tenancy { tenant: TenantId::from("acme"), metadata_key: None },
+        concurrency_max,
+    }
+}
+
 impl Server {
+    pub fn environment(&self, id: &str) -> EnvironmentStatus {
+        let mut all = self.handle.environments();
+        let at = all.iter().position(|environment| environment.environment.as_str() == id);
+        all.swap_remove(at.unwrap_or_else(|| panic!("no environment {id}: {all:?}")))
+    }
+
+    /// How serving ended, if it has.
+    pub async fn ended(&mut self) -> Result<(), control_session::HandsError> {
+        (&mut self.task).await.unwrap()
+    }
+
     /// Ends as a SIGKILL would: no task runs another step.
     pub fn crash(mut self) {
         if let Some(runtime) = self.runtime.take() {
