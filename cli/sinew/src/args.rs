@@ -3,8 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use base_types::{AgentId, EnvironmentId, HumanDuration, SessionId, TenantId};
+use base_types::{AgentId, ByteSize, EnvironmentId, HumanDuration, SessionId, TenantId};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use guest_protocol::terminal::TerminalName;
+use sandbox_image::ImportLimits;
+
+use crate::cmd::shell::EscapeKey;
 
 /// The hands for AI agents: runs the tool calls of agent sessions in sandboxes of your own.
 #[derive(Debug, Parser)]
@@ -25,7 +29,7 @@ pub enum Command {
     Demo(DemoArgs),
     /// Check this machine and this installation, with a fix for what is wrong
     Doctor(DoctorArgs),
-    /// Build and list the images that sandboxes run from
+    /// Build, import, list and remove the images that sandboxes run from
     #[command(subcommand)]
     Image(ImageCommand),
     /// Look at sessions and stop them
@@ -36,13 +40,20 @@ pub enum Command {
     Profile(ProfileCommand),
     /// Run a program in a session's sandbox
     Exec(ExecArgs),
+    /// Open a shell in a session's sandbox, or come back to one
+    Shell(ShellArgs),
     /// Measure this machine against our goals
     Bench(BenchArgs),
+    /// Make a service of this machine, upgrade it, or remove it
+    Install(InstallArgs),
     /// Print what makes a shell complete the commands of sinew
     Completions(CompletionsArgs),
     /// Run the privileged launcher (`serve` starts it where nobody else does)
     #[command(hide = true)]
     Launcher(crate::cmd::launcher::LauncherArgs),
+    /// Unpack an archive in a jail (`image import` starts it)
+    #[command(hide = true)]
+    Unpack,
     /// End the launcher of an installation, with every sandbox and volume it has
     #[command(hide = true)]
     Teardown(TeardownArgs),
@@ -114,6 +125,10 @@ pub struct DemoArgs {
     /// The image cache that stays between runs
     #[arg(long, value_name = "DIR", env = "SINEW_IMAGES", default_value = crate::installation::SHARED_IMAGES)]
     pub images: PathBuf,
+    /// Keep the journal in this PostgreSQL database, in a schema that is removed at the end
+    /// (`postgres://USER@HOST/DATABASE`; the password in SINEW_STORE_PASSWORD)
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
     /// Keep the temporary directory with its logs (sandboxes and launcher end all the same)
     #[arg(long)]
     pub keep: bool,
@@ -135,8 +150,14 @@ pub struct DoctorArgs {
 pub enum ImageCommand {
     /// Build the default Debian image into the cache (needs root)
     Build(ImageBuildArgs),
+    /// Import a root filesystem, an OCI layout or what `docker save` writes (needs root)
+    Import(ImageImportArgs),
     /// List the images in the cache
     Ls(ImageLsArgs),
+    /// Show one image: where it came from, how its programs run, who uses it
+    Inspect(ImageInspectArgs),
+    /// Remove an image that no sandbox runs from, or one of its names
+    Rm(ImageRmArgs),
 }
 
 #[derive(Debug, Args)]
@@ -154,6 +175,58 @@ pub struct ImageBuildArgs {
     /// A Debian mirror instead of the host's own package sources
     #[arg(long, value_name = "URL")]
     pub mirror: Option<String>,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The kind of archive and its compression (gzip, zstd, xz) are read from its \
+                        content. It is unpacked by a process without network, privileges or any \
+                        other file; its digests are checked before the image can be used.")]
+pub struct ImageImportArgs {
+    /// A file, the directory of an OCI layout, or `-` for standard input
+    pub source: PathBuf,
+    /// What profiles call it; an image that had this name keeps its id
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// Which image of the archive, where it holds several
+    #[arg(long = "ref", value_name = "NAME")]
+    pub reference: Option<String>,
+    /// What its files may add up to
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(ImportLimits::BYTES_DEFAULT))]
+    pub max_size: ByteSize,
+    /// How many files, directories and links it may hold, in all layers together
+    #[arg(long, value_name = "COUNT", default_value_t = ImportLimits::ENTRIES_DEFAULT,
+        value_parser = clap::value_parser!(u64).range(1..=ImportLimits::ENTRIES_MAX))]
+    pub max_entries: u64,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImageInspectArgs {
+    /// Its name or its id
+    pub image: String,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ImageRmArgs {
+    /// Its name, which goes and takes the image along if it was the last; or its id
+    pub image: String,
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImagesArgs,
     #[command(flatten)]
     pub json: JsonArgs,
 }
@@ -303,6 +376,48 @@ pub struct ProfileExplainArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "It first shows what it will do, and asks. Run again it does what is missing, \
+                        so that with a newer program it is an upgrade: sandboxes and sessions go on.")]
+pub struct InstallArgs {
+    /// As units of systemd: one for the launcher, one for `sinew serve`, and one that holds the
+    /// sandboxes' control group
+    #[arg(long, required_unless_present = "uninstall")]
+    pub systemd: bool,
+    /// Where the program, its completions and its manual pages go
+    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+    pub prefix: PathBuf,
+    /// The installation's directory
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/sinew")]
+    pub data: PathBuf,
+    /// The system user that `sinew serve` runs as; it is made if it is not there
+    #[arg(long, value_name = "NAME", default_value = "sinew")]
+    pub user: String,
+    /// Only write the files, and below this directory, as for a package
+    #[arg(long, value_name = "DIR", conflicts_with = "uninstall")]
+    pub destdir: Option<PathBuf>,
+    /// Start nothing
+    #[arg(long, conflicts_with = "uninstall")]
+    pub no_start: bool,
+    /// Remove what was installed; the data and a changed configuration stay
+    #[arg(long, conflicts_with_all = ["systemd", "prefix", "data", "user"])]
+    pub uninstall: bool,
+    /// Remove the data, the keys, the configuration and the user too
+    #[arg(long, requires = "uninstall")]
+    pub purge: bool,
+    /// End the processes of sandboxes that still run
+    #[arg(long, requires = "uninstall")]
+    pub end_sandboxes: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long, conflicts_with = "yes")]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct CompletionsArgs {
     #[arg(value_enum)]
     pub shell: Shell,
@@ -338,6 +453,35 @@ pub struct ExecArgs {
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub argv: Vec<String>,
+}
+
+/// The shell goes on when the command ends: come back to it by its name. It ends with its sandbox,
+/// which a shell that nobody watches does not keep awake.
+#[derive(Debug, Args)]
+pub struct ShellArgs {
+    pub session: SessionId,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Which shell; it is opened if there is none of this name
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub name: TerminalName,
+    /// As root of the sandbox
+    #[arg(long)]
+    pub root: bool,
+    /// What the shell runs instead of asking for commands
+    #[arg(long, value_name = "CMD")]
+    pub command: Option<String>,
+    /// The key that, with a dot after it at the beginning of a line, detaches; or "none"
+    #[arg(long, value_name = "KEY", default_value = "~")]
+    pub escape: EscapeKey,
+    /// List the shells of the session's sandbox
+    #[arg(long, conflicts_with_all = ["root", "command", "kill"])]
+    pub list: bool,
+    /// End the shell and what runs in it
+    #[arg(long, conflicts_with_all = ["root", "command"])]
+    pub kill: bool,
+    #[command(flatten)]
+    pub json: JsonArgs,
 }
 
 fn name_value(text: &str) -> Result<(String, String), String> {

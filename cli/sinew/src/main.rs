@@ -17,6 +17,8 @@ mod measure;
 mod output;
 mod scratch;
 mod serve;
+mod store;
+mod supervisor;
 mod terminal;
 
 use clap::Parser;

@@ -32,19 +32,32 @@ pub enum RunError {
     Threads(#[source] io::Error),
 }
 
+/// Whom the launcher answers besides root, and who may reach its sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServeUser {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl ServeUser {
+    /// A user that needs no entry in `/etc/passwd`.
+    pub fn of_same_number(number: u32) -> Self {
+        Self { uid: number, gid: number }
+    }
+}
+
 /// An installation that is ours alone: its parts may be opened now.
 pub struct Prepared {
     layout: Layout,
-    serve_uid: u32,
+    user: ServeUser,
     lock: InstallationLock,
 }
 
 // === impl Prepared ===
 
 impl Prepared {
-    /// Call it first, while the process has one thread. `serve_uid` is the user, and the group of
-    /// the same number, that `sinew serve` runs as.
-    pub fn take(data: &Path, serve_uid: u32) -> Result<Self, RunError> {
+    /// Call it first, while the process has one thread. `user` is what `sinew serve` runs as.
+    pub fn take(data: &Path, user: ServeUser) -> Result<Self, RunError> {
         if !rustix::process::geteuid().is_root() {
             return Err(RunError::NotRoot);
         }
@@ -53,18 +66,19 @@ impl Prepared {
         privilege::allow_many_descriptors();
         // Whatever the caller's: what is to be readable by others is given to them explicitly.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-        let layout = Layout::open(data, serve_uid)?;
+        let layout = Layout::open(data, user.gid)?;
         let lock = layout.lock()?;
-        Ok(Self { layout, serve_uid, lock })
+        Ok(Self { layout, user, lock })
     }
 
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Serves until it is told to leave. Sandboxes go on, unless the request said otherwise.
-    pub fn serve(self, parts: Parts) -> Result<(), RunError> {
-        let Prepared { layout, serve_uid, lock: _held } = self;
+    /// Serves until it is told to leave; `ready` is called once it answers. Sandboxes go on, unless
+    /// the request said otherwise.
+    pub fn serve(self, parts: Parts, ready: impl FnOnce()) -> Result<(), RunError> {
+        let Prepared { layout, user, lock: _held } = self;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
@@ -75,7 +89,8 @@ impl Prepared {
             let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Threads)?;
             let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Threads)?;
             let (exit, mut asked) = mpsc::unbounded_channel();
-            let server = start(layout, serve_uid, parts, exit)?;
+            let server = start(layout, user, parts, exit)?;
+            ready();
             let why = loop {
                 tokio::select! {
                     _ = asked.recv() => break "asked to",
@@ -94,14 +109,14 @@ impl Prepared {
 
 fn start(
     layout: Layout,
-    serve_uid: u32,
+    user: ServeUser,
     parts: Parts,
     exit: mpsc::UnboundedSender<()>,
 ) -> Result<std::sync::Arc<Server>, RunError> {
     let jobs = Jobs::start().map_err(RunError::Threads)?;
     let ranges =
         Ranges::open(Path::new(RANGES_DIR), RANGE_FIRST, RANGE_COUNT).map_err(RunError::Ranges)?;
-    let settings = Settings { layout: layout.clone(), serve_gid: serve_uid, ranges, parts };
+    let settings = Settings { layout: layout.clone(), serve_gid: user.gid, ranges, parts };
     let (sandboxes, found) = Sandboxes::open(settings, jobs.clone())?;
     for warning in &found.warnings {
         tracing::warn!(warning, "found at start");
@@ -109,8 +124,8 @@ fn start(
     for what in &found.swept {
         tracing::info!(what, "removed a left-over");
     }
-    let listener = layout.bind(serve_uid).map_err(RunError::Listen)?;
-    let server = Server::new(sandboxes, jobs, ServerSettings { layout, serve_uid, exit });
+    let listener = layout.bind(user.gid).map_err(RunError::Listen)?;
+    let server = Server::new(sandboxes, jobs, ServerSettings { layout, serve_uid: user.uid, exit });
     let accepting = server.clone();
     std::thread::Builder::new()
         .name("accept".into())

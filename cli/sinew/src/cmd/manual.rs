@@ -1,7 +1,7 @@
 //! `sinew reference man --dir DIR`: a manual page for each command, from the same source as
 //! `--help`. They are made when a package is built, and are not kept in the tree.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap_mangen::Man;
@@ -14,22 +14,33 @@ use crate::output;
 pub fn run(dir: Option<PathBuf>) -> anyhow::Result<Exit> {
     let dir = dir.context("name a directory with --dir")?;
     std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    let command = visible_command().disable_help_subcommand(true);
-    let count = write(&command, "sinew", &dir)?;
-    output::line(&format!("{count} manual pages in {}", dir.display()))?;
+    let pages = pages()?;
+    for (name, page) in &pages {
+        let path = dir.join(name);
+        std::fs::write(&path, page).with_context(|| format!("write {}", path.display()))?;
+    }
+    output::line(&format!("{} manual pages in {}", pages.len(), dir.display()))?;
     Ok(Exit::Ok)
 }
 
-/// The page of a command and those of its subcommands. Returns how many.
-fn write(command: &clap::Command, name: &str, dir: &Path) -> anyhow::Result<usize> {
-    let path = dir.join(format!("{name}.1"));
-    std::fs::write(&path, page(command, name)?)
-        .with_context(|| format!("write {}", path.display()))?;
-    let mut count = 1;
+/// Every page with its file's name.
+pub fn pages() -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut pages = Vec::new();
+    add(&visible_command().disable_help_subcommand(true), "sinew", &mut pages)?;
+    Ok(pages)
+}
+
+/// The page of a command and those of its subcommands.
+fn add(
+    command: &clap::Command,
+    name: &str,
+    pages: &mut Vec<(String, Vec<u8>)>,
+) -> anyhow::Result<()> {
+    pages.push((format!("{name}.1"), page(command, name)?));
     for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-        count += write(sub, &format!("{name}-{}", sub.get_name()), dir)?;
+        add(sub, &format!("{name}-{}", sub.get_name()), pages)?;
     }
-    Ok(count)
+    Ok(())
 }
 
 fn page(command: &clap::Command, name: &str) -> anyhow::Result<Vec<u8>> {

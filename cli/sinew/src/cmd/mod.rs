@@ -7,12 +7,14 @@ pub mod demo;
 pub mod doctor;
 pub mod exec;
 pub mod image;
+pub mod install;
 pub mod launcher;
 pub mod manual;
 pub mod profile;
 pub mod reference;
 pub mod serve;
 pub mod session;
+pub mod shell;
 pub mod teardown;
 
 use anyhow::Context;
@@ -30,9 +32,12 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Session(command) => session::run(command),
         Command::Profile(command) => profile::run(command),
         Command::Exec(args) => exec::run(args),
+        Command::Shell(args) => shell::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Install(args) => install::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Launcher(args) => launcher::run(args).map(|()| Exit::Ok),
+        Command::Unpack => Ok(if sandbox_image::unpacker() { Exit::Ok } else { Exit::Failed }),
         Command::Teardown(args) => teardown::run(args),
         Command::Reference(args) => reference::run(args),
     }

@@ -9,6 +9,7 @@ use crate::cmd::block_on_threads;
 use crate::exit::{Exit, UsageError};
 use crate::installation::sources;
 use crate::serve::node::{Node, Prepared};
+use crate::supervisor::Supervisor;
 use crate::{logging, output};
 
 pub fn run(args: ServeArgs) -> anyhow::Result<Exit> {
@@ -49,13 +50,17 @@ async fn serve(prepared: Prepared) -> anyhow::Result<Exit> {
             return Ok(Exit::Ok);
         }
     };
+    let supervisor = Supervisor::of_environment();
+    supervisor.ready(&node.summary());
     output::line(&format!("ready: {}", node.summary()))?;
     let stopping = stop.clone();
     let mut running = std::pin::pin!(node.run(stopping));
     tokio::select! {
         ended = running.as_mut() => return ended.map(|()| Exit::Ok),
+        never = supervisor.keep_alive() => match never {},
         name = signals.next() => {
             tracing::info!(signal = name, "draining; a second signal ends at once");
+            supervisor.stopping();
             stop.cancel();
         }
     }

@@ -3,9 +3,8 @@
 //! As root: the launcher, the directory of `serve`, the API's socket. Then, as an unprivileged
 //! user, everything that reads a byte of a network or of a person.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -14,21 +13,20 @@ use base_tasks::TaskKind;
 use base_types::{Clock, NodeId, SystemClock};
 use brain_http::{HttpBrain, HttpBrainConfig};
 use control_server::{ApiSocket, Server, ServerParts, SocketOwner};
-use control_session::{EnvironmentParts, Hands, HandsParts, Tenancy, Timeouts};
+use control_session::{EnvironmentParts, Hands, HandsParts, KeySource, Tenancy, Timeouts};
 use rustix::fs::FlockOperation;
 use sandbox_api::{DriverError, SandboxDriver};
-use sandbox_launcher::{EnsureRunning, Launched, LauncherDriver, ensure_running};
+use sandbox_launcher::{EnsureRunning, Launched, LauncherDriver, ServeUser, ensure_running};
 use store_api::Store;
 use store_sql::SqlStore;
 use tokio_util::sync::CancellationToken;
 
 use super::control::Control;
+use super::key::KeyFile;
 use super::profiles::ConfiguredProfiles;
 use super::{identity, privilege};
-use crate::installation::{Installation, is_root};
-
-/// A CA bundle is some hundred kilobytes.
-const CA_BYTES_MAX: u64 = 4 << 20;
+use crate::installation::{Installation, is_root, prepare_for_serve};
+use crate::store::{Journal, read_authorities};
 
 /// What is left of root: a socket, a lock, and what only root could read.
 pub struct Prepared {
@@ -38,6 +36,7 @@ pub struct Prepared {
     /// Held until the process ends: one `serve` at a time.
     lock: File,
     authorities: Vec<Option<Vec<u8>>>,
+    journal: Journal,
 }
 
 /// A node that is ready to claim work.
@@ -57,12 +56,13 @@ impl Prepared {
     pub fn prepare(config: Config, socket_group: Option<u32>) -> anyhow::Result<Self> {
         let installation = Installation::at(config.data.clone());
         let authorities =
-            config.environments.iter().map(read_authorities).collect::<Result<_, _>>()?;
+            config.environments.iter().map(authorities_of).collect::<Result<_, _>>()?;
+        let journal = Journal::of(&config.store)?;
         // Whatever the caller's: everything here is its owner's until it is given away.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         if is_root() {
             launch(&config, &installation)?;
-            make_serve_dir(&installation, config.user)?;
+            prepare_for_serve(&installation, ServeUser::of_same_number(config.user))?;
         } else if !installation.serve_dir().is_dir() {
             bail!(
                 "{} is not ready, and only root can make it so: run `sinew serve` as root once, or \
@@ -77,7 +77,7 @@ impl Prepared {
             privilege::drop_to(config.user)?;
         }
         check_reach(&installation)?;
-        Ok(Self { config: Arc::new(config), installation, socket, lock, authorities })
+        Ok(Self { config: Arc::new(config), installation, socket, lock, authorities, journal })
     }
 }
 
@@ -91,34 +91,6 @@ fn launch(config: &Config, installation: &Installation) -> anyhow::Result<()> {
     match ensure_running(&wanted).context("have a launcher")? {
         Launched::Already { pid } => tracing::info!(pid, "the launcher runs already"),
         Launched::Now { pid } => tracing::info!(pid, "the launcher was started"),
-    }
-    Ok(())
-}
-
-/// The directory is in the launcher's, which only root can change, so nobody can have planted
-/// something else in its place.
-fn make_serve_dir(installation: &Installation, user: u32) -> anyhow::Result<()> {
-    let dir = installation.serve_dir();
-    match DirBuilder::new().mode(0o700).create(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("make {}", dir.display()));
-        }
-        _ => {}
-    }
-    let metadata = fs::symlink_metadata(&dir)?;
-    if !metadata.is_dir() {
-        bail!("{} is not a directory", dir.display());
-    }
-    if metadata.uid() != user {
-        if metadata.uid() != 0 {
-            bail!(
-                "{} belongs to user {}, and `serve` is to run as {user}: run `chown -R {user}:{user}` \
-                 on it, or set `user` in the configuration",
-                dir.display(),
-                metadata.uid()
-            );
-        }
-        chown(&dir, Some(user), Some(user)).with_context(|| format!("give {}", dir.display()))?;
     }
     Ok(())
 }
@@ -149,24 +121,18 @@ fn check_reach(installation: &Installation) -> anyhow::Result<()> {
     })
 }
 
-fn read_authorities(environment: &Environment) -> anyhow::Result<Option<Vec<u8>>> {
-    let Some(path) = &environment.ca_file else { return Ok(None) };
-    let read = || -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(File::open(path)?, CA_BYTES_MAX), &mut bytes)?;
-        Ok(bytes)
-    };
-    read().map(Some).with_context(|| format!("read the CA file {}", path.display()))
+fn authorities_of(environment: &Environment) -> anyhow::Result<Option<Vec<u8>>> {
+    environment.ca_file.as_deref().map(read_authorities).transpose()
 }
 
 // === impl Node ===
 
 impl Node {
     pub async fn start(prepared: Prepared) -> anyhow::Result<Self> {
-        let Prepared { config, installation, socket, lock, authorities } = prepared;
+        let Prepared { config, installation, socket, lock, authorities, journal } = prepared;
         let node = identity::node_id(&installation)?;
         let sealer = identity::sealer(&installation)?;
-        let store = SqlStore::open_sqlite(&installation.journal()).await?;
+        let store = journal.open(&installation).await?;
         let driver = LauncherDriver::connect(installation.data()).await;
         let driver: Arc<dyn SandboxDriver> = Arc::new(driver.context("connect to the launcher")?);
         check_images(&config, driver.as_ref()).await?;
@@ -191,6 +157,7 @@ impl Node {
                 drain: config.limits.shutdown_drain,
                 beat_attempt: config.limits.beat_attempt,
                 log_retention: config.limits.log_retention,
+                ..Timeouts::default()
             },
         });
         let api_stop = CancellationToken::new();
@@ -273,8 +240,14 @@ fn environment_parts(
             ..defaults
         },
     });
+    let brain = Arc::new(brain.with_context(|| format!("environment {}", environment.id))?);
+    let key = environment.key_file.clone().map(|path| {
+        let key: Arc<dyn KeySource> = Arc::new(KeyFile { path, brain: brain.clone() });
+        key
+    });
     Ok(EnvironmentParts {
-        brain: Arc::new(brain.with_context(|| format!("environment {}", environment.id))?),
+        brain,
+        key,
         tenancy: Tenancy {
             tenant: environment.tenant.clone(),
             metadata_key: environment.tenant_metadata_key.clone(),

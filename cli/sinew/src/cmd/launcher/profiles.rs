@@ -17,6 +17,12 @@ pub struct ConfiguredProfiles {
     read: Mutex<Read>,
 }
 
+pub struct Settings {
+    pub user: u32,
+    pub images: PathBuf,
+    pub pool: Pool,
+}
+
 struct Read {
     config: Config,
     /// Of the file it came from, so that a change is noticed.
@@ -36,8 +42,7 @@ impl ConfiguredProfiles {
         let overrides = Overrides {
             config: args.config.clone(),
             data: Some(args.data.clone()),
-            images: Some(args.images.clone()),
-            user: args.user,
+            images: args.images.clone(),
             ..Overrides::default()
         };
         let version = FileVersion::of(&file(&overrides));
@@ -45,14 +50,11 @@ impl ConfiguredProfiles {
         Ok(Self { overrides, read: Mutex::new(Read { config, version }) })
     }
 
-    pub fn user_and_pool(&self) -> (u32, Pool) {
+    /// What holds for the life of a launcher.
+    pub fn settings(&self) -> Settings {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        (read.config.user, read.config.pool)
-    }
-
-    pub fn starts_ahead(&self) -> usize {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        read.config.limits.starts_ahead as usize
+        let Config { user, images, pool, .. } = &read.config;
+        Settings { user: *user, images: images.clone(), pool: *pool }
     }
 
     /// A file with mistakes changes nothing: what was read before goes on, and the log says why.

@@ -1,0 +1,149 @@
+//! What goes wrong, and leaves nothing half-done.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::room::{Listing, Room, text};
+use crate::service::INSTALL;
+
+/// Files, links and who is a user; directories are copied up by looking for something in them.
+fn state(room: &Room) -> (Listing, String) {
+    let mut listing = room.changes();
+    listing.retain(|path, kind| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        !kind.starts_with("directory") && !name.ends_with('-') && name != ".pwd.lock"
+    });
+    // Rewritten in place by the tools; their content is what counts.
+    listing.retain(|path, _| {
+        !["/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid"]
+            .iter()
+            .any(|file| path.as_os_str() == *file)
+    });
+    (listing, room.shell("cat /etc/passwd /etc/group /etc/shadow /etc/gshadow"))
+}
+
+/// The manual pages do not fit.
+fn fill_up(room: &Room) {
+    room.shell("mkdir -p /usr/local/share && mount -t tmpfs -o size=100k tmpfs /usr/local/share");
+}
+
+#[test]
+fn a_first_installation_that_fails_in_the_middle_leaves_nothing() {
+    let test = "a_first_installation_that_fails_in_the_middle_leaves_nothing";
+    let Some(room) = Room::new(test) else { return };
+    fill_up(&room);
+    let before = state(&room);
+    let said = room.fails(1, &INSTALL);
+    assert!(said.contains("every step was undone") && said.contains("/usr/local/share"), "{said}");
+    assert!(said.contains("No space left"), "{said}");
+    assert_eq!(state(&room), before);
+    assert!(!room.exists("/etc/sinew") && !room.exists("/var/lib/sinew"));
+    assert_eq!(room.shell("find /usr/local/share -type f | wc -l").trim(), "0");
+    room.shell("umount /usr/local/share");
+    room.works(&INSTALL);
+}
+
+#[test]
+fn an_upgrade_that_fails_in_the_middle_brings_the_old_one_back() {
+    let test = "an_upgrade_that_fails_in_the_middle_brings_the_old_one_back";
+    let Some(room) = Room::new(test) else { return };
+    room.works(&INSTALL);
+    room.shell("printf '#!/bin/sh\\necho the old one\\n' > /usr/local/bin/sinew");
+    room.shell("sed -i s/WatchdogSec=60s/WatchdogSec=5s/ /etc/systemd/system/sinew.service");
+    fill_up(&room);
+    let before = state(&room);
+    room.fails(1, &INSTALL);
+    assert_eq!(state(&room), before);
+    assert_eq!(text(&room.run("/usr/local/bin/sinew", &[]).stdout), "the old one\n");
+    assert!(room.read("/etc/systemd/system/sinew.service").contains("WatchdogSec=5s"));
+}
+
+/// Whatever a killed run left beside the files is neither used nor in the way.
+#[test]
+fn what_a_killed_run_left_is_replaced() {
+    let Some(room) = Room::new("what_a_killed_run_left_is_replaced") else { return };
+    room.shell("ln -s /etc/passwd /usr/local/bin/.sinew.sinew-new");
+    room.shell("echo half > /usr/local/bin/.sinew.sinew-old");
+    let passwd = room.read("/etc/passwd");
+    room.works(&INSTALL);
+    assert!(room.read("/etc/passwd").starts_with(&passwd), "no link was followed");
+    let left = room.shell("find /usr/local /etc -name '.*.sinew-*' | wc -l");
+    assert_eq!(left.trim(), "0");
+}
+
+#[test]
+fn what_is_in_the_way_is_named_and_left_alone() {
+    let Some(room) = Room::new("what_is_in_the_way_is_named_and_left_alone") else { return };
+    room.shell("ln -s /dev/null /etc/systemd/system/sinew.service");
+    let before = state(&room);
+    let said = room.fails(1, &INSTALL);
+    assert!(
+        said.contains("/etc/systemd/system/sinew.service") && said.contains("unmask"),
+        "{said}"
+    );
+    assert_eq!(state(&room), before);
+    room.shell("rm /etc/systemd/system/sinew.service; mkdir -p /var/lib/sinew/serve");
+    room.shell("chown 1234 /var/lib/sinew/serve");
+    let said = room.fails(1, &INSTALL);
+    assert!(said.contains("belongs to user 1234") && said.contains("chown -R"), "{said}");
+    room.shell("rm -r /var/lib/sinew; mkdir -p /var/lib; echo > /var/lib/sinew");
+    assert!(room.fails(1, &INSTALL).contains("not a directory"));
+    room.shell("rm /var/lib/sinew; echo 'toor:x:0:0::/:/bin/sh' >> /etc/passwd");
+    let mut args = INSTALL.to_vec();
+    args.extend(["--user", "toor"]);
+    assert!(room.fails(1, &args).contains("root by another name"));
+}
+
+#[test]
+fn a_record_that_others_could_have_written_removes_nothing() {
+    let test = "a_record_that_others_could_have_written_removes_nothing";
+    let Some(room) = Room::new(test) else { return };
+    room.works(&INSTALL);
+    let uninstall = ["install", "--uninstall", "--yes"];
+    room.shell("chmod 666 /etc/sinew/installed.json");
+    assert!(room.fails(1, &uninstall).contains("changed by others"));
+    room.shell("chmod 644 /etc/sinew/installed.json");
+    let record = room.read("/etc/sinew/installed.json");
+    for (from, to) in [
+        ("\"/usr/local/bin/sinew\"", "\"../../etc/passwd\""),
+        ("\"/usr/local/bin/sinew\"", "\"/usr/local/../../etc/passwd\""),
+        ("\"format\": 1", "\"format\": 2"),
+        ("{", "["),
+        ("\"user\": \"sinew\"", "\"user\": \"root\""),
+        ("\"data\": \"/var/lib/sinew\"", "\"data\": \"/\""),
+    ] {
+        let damaged = record.replacen(from, to, 1);
+        assert_ne!(damaged, record, "{from}");
+        std::fs::write(room.inside("/etc/sinew/installed.json"), damaged).unwrap();
+        room.fails(1, &uninstall);
+        assert!(room.exists("/etc/passwd") && room.exists("/usr/local/bin/sinew"));
+    }
+}
+
+#[test]
+fn who_may_not_and_what_cannot_be_is_told_at_once() {
+    let Some(room) = Room::new("who_may_not_and_what_cannot_be_is_told_at_once") else { return };
+    let before = state(&room);
+    let said = room.fails(2, &["install", "--systemd", "--yes"]);
+    assert!(said.contains("systemd does not manage this machine"), "{said}");
+    let said = room.fails(2, &["install", "--systemd", "--no-start"]);
+    assert!(said.contains("say --yes"), "{said}");
+    for args in [
+        &["install"][..],
+        &["install", "--systemd", "--purge"],
+        &["install", "--uninstall", "--prefix", "/usr"],
+        &["install", "--systemd", "--uninstall"],
+        &["install", "--systemd", "--yes", "--prefix", "relative"],
+        &["install", "--systemd", "--yes", "--data", "/"],
+        &["install", "--systemd", "--yes", "--user", "root"],
+    ] {
+        room.fails(2, args);
+    }
+    assert_eq!(state(&room), before);
+
+    let mut stranger = Command::new(env!("CARGO_BIN_EXE_sinew"));
+    let output = stranger.args(["install", "--systemd"]).uid(65_533).gid(65_533).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("run `sudo sinew install --systemd`"), "{said}");
+}
