@@ -25,6 +25,10 @@ pub use socket::{ApiSocket, BindError, SocketOwner};
 /// The socket's name in the data directory.
 pub const SOCKET_FILE: &str = "serve.sock";
 
+/// The directory of the socket itself, in the data directory: `serve` may write there, and what is
+/// in the data directory under [`SOCKET_FILE`] is a link that only root can change.
+pub const SOCKET_DIR: &str = "api";
+
 /// The longest accepted request body: an `exec` with a large environment is far below it.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 

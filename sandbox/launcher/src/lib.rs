@@ -37,7 +37,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use client::LauncherDriver;
 pub use layout::{InstallationLock, Layout, OpenLayoutError};
-pub use run::{Prepared, RunError};
+pub use run::{Prepared, RunError, ServeUser};
 pub use sandboxes::RecoverError;
 pub use start::{EnsureError, EnsureRunning, Launched, ensure_running};
 
