@@ -48,7 +48,7 @@ fn serve(args: LauncherArgs) -> anyhow::Result<()> {
         nix::unistd::setsid().context("lead a session")?;
     }
     let profiles = ConfiguredProfiles::load(&args)?;
-    let Settings { user: configured, images, pool } = profiles.settings();
+    let Settings { user: configured, images, pool, starts_ahead } = profiles.settings();
     let user = match &args.user {
         Some(named) => serve_user(named)?,
         None => ServeUser::of_same_number(configured),
@@ -59,7 +59,7 @@ fn serve(args: LauncherArgs) -> anyhow::Result<()> {
     // One that a unit starts as that user could not make its own directories.
     prepare_for_serve(&Installation::at(args.data.clone()), user)?;
     let parts = Parts {
-        ahead: profiles.starts_ahead(),
+        ahead: starts_ahead,
         images: Box::new(ImageParts::open(&images)?),
         volumes: Box::new(PoolVolumes::open(&prepared.layout().pool(), pool)?),
         containers: Box::new(ContainerParts::new(&prepared.layout().installation())?),

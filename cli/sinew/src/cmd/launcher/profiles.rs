@@ -21,6 +21,7 @@ pub struct Settings {
     pub user: u32,
     pub images: PathBuf,
     pub pool: Pool,
+    pub starts_ahead: usize,
 }
 
 struct Read {
@@ -53,8 +54,9 @@ impl ConfiguredProfiles {
     /// What holds for the life of a launcher.
     pub fn settings(&self) -> Settings {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let Config { user, images, pool, .. } = &read.config;
-        Settings { user: *user, images: images.clone(), pool: *pool }
+        let Config { user, images, pool, limits, .. } = &read.config;
+        let starts_ahead = limits.starts_ahead as usize;
+        Settings { user: *user, images: images.clone(), pool: *pool, starts_ahead }
     }
 
     /// A file with mistakes changes nothing: what was read before goes on, and the log says why.
