@@ -207,8 +207,7 @@ impl Net {
 
     /// The clouds' credential addresses inside it, where it is wider than one of them.
     pub fn holds_metadata(&self) -> bool {
-        !self.is_one_address()
-            && METADATA.iter().any(|net| Bits::of(self.0).contains_all_of(*net))
+        !self.is_one_address() && METADATA.iter().any(|net| Bits::of(self.0).contains_all_of(*net))
     }
 }
 
@@ -257,9 +256,12 @@ mod tests {
     #[test]
     fn everything_names_nothing() {
         let AddressClass::Special(block) = class("10.1.2.3") else { panic!() };
-        for (net, names) in
-            [("0.0.0.0/0", false), ("8.0.0.0/6", false), ("10.0.0.0/8", true), ("10.1.0.0/16", true)]
-        {
+        for (net, names) in [
+            ("0.0.0.0/0", false),
+            ("8.0.0.0/6", false),
+            ("10.0.0.0/8", true),
+            ("10.1.0.0/16", true),
+        ] {
             assert_eq!(Net::parse(net).unwrap().names(&block), names, "{net}");
         }
     }

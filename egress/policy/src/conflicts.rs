@@ -50,10 +50,8 @@ impl<'p> In<'p> {
 
 pub(crate) fn check(policies: &[Policy], setup: &Setup, report: &mut Report) {
     let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(move |r| (policy, r)));
-    let rules: Vec<In<'_>> = rules
-        .enumerate()
-        .map(|(number, (policy, rule))| In { policy, rule, number })
-        .collect();
+    let rules: Vec<In<'_>> =
+        rules.enumerate().map(|(number, (policy, rule))| In { policy, rule, number }).collect();
     policies.iter().for_each(|policy| check_opens_something(policy, report));
     for one in &rules {
         check_secret(*one, setup, report);
@@ -123,10 +121,8 @@ fn check_binding(one: In<'_>, secret: &str, binding: &SecretBinding, report: &mu
     let is_bound = |host: &&HostPattern| binding.hosts.iter().any(|bound| bound.covers(host));
     for host in rule.conditions.hosts.iter().filter(|host| !is_bound(host)) {
         let bound: Vec<String> = binding.hosts.iter().map(ToString::to_string).collect();
-        let what = format!(
-            "rule `{}` sends secret `{secret}` to {host}, where it is not bound",
-            rule.id
-        );
+        let what =
+            format!("rule `{}` sends secret `{secret}` to {host}, where it is not bound", rule.id);
         report.problem(&rule.place, what, format!("it is bound to {}", bound.join(", ")));
     }
 }
@@ -140,7 +136,11 @@ fn check_shadowed(one: In<'_>, rules: &[In<'_>], report: &mut Report) {
                 one.rule.id,
                 by.named(one.policy)
             );
-            return report.warning(&one.rule.place, what, "remove one of them, or narrow the denial");
+            return report.warning(
+                &one.rule.place,
+                what,
+                "remove one of them, or narrow the denial",
+            );
         }
     }
     let does_the_same = |by: &In<'_>| match one.effect() {
@@ -166,7 +166,7 @@ fn check_shadowed(one: In<'_>, rules: &[In<'_>], report: &mut Report) {
 
 fn check_pass_through(one: In<'_>, rules: &[In<'_>], report: &mut Report) {
     let looks_inside = |other: &&In<'_>| match other.effect() {
-        Effect::Opens => false,
+        Effect::Opens => other.rule.action == Action::Ask && other.rule.conditions.needs_http(),
         Effect::Closes => other.rule.conditions.needs_http(),
         Effect::Adds => true,
         Effect::Narrows => match &other.rule.action {

@@ -44,8 +44,8 @@ pub struct Engine {
 #[derive(Default)]
 struct Tally<'e> {
     denied: Option<(&'e RuleRef, Option<Doubt>)>,
-    /// Some rule may deny, depending on what is not seen yet.
-    may_deny: bool,
+    /// Some rule may deny or ask, depending on what is not seen yet.
+    may_hinder: bool,
     asked: Option<&'e RuleRef>,
     opened: [Vec<&'e RuleRef>; LAYERS],
     may_open: [bool; LAYERS],
@@ -57,18 +57,15 @@ struct Tally<'e> {
 }
 
 impl Engine {
-    pub(crate) fn new(
-        revision: Revision,
-        rules: Vec<RuleRef>,
-        closed: [bool; LAYERS],
-    ) -> Engine {
+    pub(crate) fn new(revision: Revision, rules: Vec<RuleRef>, closed: [bool; LAYERS]) -> Engine {
         let mut index = Index::default();
         let mut closed_ranges = Vec::new();
         for (place, rule) in (0..).zip(&rules) {
             let conditions = &rule.rule().conditions;
             match closes_ranges_only(rule) {
-                true => closed_ranges
-                    .extend(conditions.nets.iter().map(|net| (*net, rule.clone()))),
+                true => {
+                    closed_ranges.extend(conditions.nets.iter().map(|net| (*net, rule.clone())))
+                }
                 false => index.add(place, conditions),
             }
         }
@@ -85,6 +82,11 @@ impl Engine {
 
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// The rules for this session, first in rank first.
+    pub fn rules(&self) -> &[RuleRef] {
+        &self.rules
     }
 
     /// What becomes of a request.
@@ -183,15 +185,15 @@ impl Engine {
     fn passes_through(&self, tally: &Tally<'_>) -> bool {
         let is_pass_through = |rule: &&RuleRef| rule.rule().action == Action::PassThrough;
         let wanted = tally.opened.iter().flatten().any(is_pass_through);
-        let all_open = Layer::ALL.into_iter().all(|layer| {
-            !self.closed[layer.place()] || !tally.opened[layer.place()].is_empty()
-        });
+        let all_open = Layer::ALL
+            .into_iter()
+            .all(|layer| !self.closed[layer.place()] || !tally.opened[layer.place()].is_empty());
         let unseen = |rule: &&&RuleRef| match &rule.rule().action {
             Action::Limit(limits) => limits.body.is_none(),
             _ => false,
         };
         let obliges_unseen = tally.obliges.iter().all(|rule| unseen(&rule));
-        wanted && all_open && obliges_unseen && !tally.may_deny && !tally.may_oblige
+        wanted && all_open && obliges_unseen && !tally.may_hinder && !tally.may_oblige
     }
 
     /// The one place where permits are made: every closed layer is open, and nothing denies.
@@ -286,7 +288,7 @@ impl<'e> Tally<'e> {
         let doubt = match holds {
             Held::No => return,
             Held::Unknown(Doubt::NotYet) => {
-                self.may_deny = true;
+                self.may_hinder = true;
                 return;
             }
             Held::Unknown(doubt) => Some(doubt),
@@ -317,7 +319,10 @@ impl<'e> Tally<'e> {
         let layer = rule.layer().place();
         match holds {
             Held::No => {}
-            Held::Unknown(Doubt::NotYet) => self.may_open[layer] = true,
+            Held::Unknown(Doubt::NotYet) => {
+                self.may_open[layer] = true;
+                self.may_hinder |= rule.rule().action == Action::Ask;
+            }
             Held::Unknown(doubt) => {
                 self.but_for[layer].get_or_insert((rule, doubt));
                 if rule.rule().action == Action::Ask {
@@ -362,10 +367,9 @@ fn obligations(rules: &[&RuleRef]) -> Obligations {
 pub(crate) fn adds_the_same(a: &Action, b: &Action) -> bool {
     match (a, b) {
         (Action::Inject(a), Action::Inject(b)) => match (&a.form, &b.form) {
-            (
-                InjectionForm::Header { name, .. },
-                InjectionForm::Header { name: other, .. },
-            ) => name == other,
+            (InjectionForm::Header { name, .. }, InjectionForm::Header { name: other, .. }) => {
+                name == other
+            }
             (InjectionForm::Placeholder, InjectionForm::Placeholder) => a.secret == b.secret,
             _ => false,
         },

@@ -60,9 +60,15 @@ pub struct Denial {
 #[derive(Clone, Debug)]
 pub enum Cause {
     /// A rule closes it, in doubt or without.
-    Closed { rule: RuleRef, doubt: Option<Doubt> },
+    Closed {
+        rule: RuleRef,
+        doubt: Option<Doubt>,
+    },
     /// No rule of a layer opens it. One might have, but for a doubt.
-    NotOpened { layer: Layer, but_for: Option<(RuleRef, Doubt)> },
+    NotOpened {
+        layer: Layer,
+        but_for: Option<(RuleRef, Doubt)>,
+    },
     /// The address that it names.
     Address(AddressRefused),
     Malformed(Malformed),
@@ -165,8 +171,9 @@ impl Denial {
     /// The rule that decided, where one did.
     pub fn rule(&self) -> Option<&RuleRef> {
         match &self.cause {
-            Cause::Closed { rule, .. }
-            | Cause::Address(AddressRefused::Closed { rule, .. }) => Some(rule),
+            Cause::Closed { rule, .. } | Cause::Address(AddressRefused::Closed { rule, .. }) => {
+                Some(rule)
+            }
             Cause::NotOpened { .. } | Cause::Address(_) | Cause::Malformed(_) => None,
         }
     }

@@ -192,9 +192,15 @@ pub enum HostPattern {
     EveryName,
     Exact(Host),
     /// `*.x`: one label more.
-    OneBelow { parent: Name, apex: bool },
+    OneBelow {
+        parent: Name,
+        apex: bool,
+    },
     /// `**.x`: any number of labels more.
-    Below { parent: Name, apex: bool },
+    Below {
+        parent: Name,
+        apex: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -287,7 +293,10 @@ impl HostPattern {
                     || (*apex && is_one_below(parent, other))
                     || (*other_apex && is_one_below(other, parent))
             }
-            (Below { parent: wide, apex }, narrow @ (OneBelow { parent, .. } | Below { parent, .. }))
+            (
+                Below { parent: wide, apex },
+                narrow @ (OneBelow { parent, .. } | Below { parent, .. }),
+            )
             | (narrow @ OneBelow { parent, .. }, Below { parent: wide, apex }) => {
                 is_same_or_below(parent, wide)
                     || (is_same_or_below(wide, parent) && matches!(narrow, Below { .. }))

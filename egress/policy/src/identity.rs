@@ -87,8 +87,9 @@ impl Select {
             && share(&self.agent, &other.agent)
             && share(&self.session, &other.session)
             && share(&self.profile, &other.profile)
-            && self.metadata.iter().all(|(key, value)| {
-                other.metadata.get(key).is_none_or(|theirs| theirs == value)
-            })
+            && self
+                .metadata
+                .iter()
+                .all(|(key, value)| other.metadata.get(key).is_none_or(|theirs| theirs == value))
     }
 }

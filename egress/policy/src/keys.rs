@@ -33,7 +33,10 @@ pub enum Kind {
     /// Ports and ranges of them, one or several.
     Ports,
     Flag,
-    Number { min: i64, max: i64 },
+    Number {
+        min: i64,
+        max: i64,
+    },
     Size,
     Choice(&'static [&'static str]),
     /// Texts by name.
@@ -115,8 +118,18 @@ pub const KEYS: &[Key] = &[
         "What becomes of a request that no rule of the layer opens: refused, or left to the layers above. `inherit` holds only if all policies of the layer that are for the session say so. A deployment's policy has no layer above it.",
     ),
     top("description", Text, Optional, "For the reader."),
-    top("select", Tables, Optional, "Which sessions the policy is for: `[select]`. Without it, all."),
-    top("rule", Tables, Optional, "What is opened, closed, added and narrowed, one `[[rule]]` each."),
+    top(
+        "select",
+        Tables,
+        Optional,
+        "Which sessions the policy is for: `[select]`. Without it, all.",
+    ),
+    top(
+        "rule",
+        Tables,
+        Optional,
+        "What is opened, closed, added and narrowed, one `[[rule]]` each.",
+    ),
     select("environment", Texts, "The session's environment."),
     select("tenant", Texts, "The session's tenant."),
     select("agent", Texts, "The id of the session's agent."),
@@ -231,7 +244,13 @@ pub const KEYS: &[Key] = &[
     rule("bytes_up", Size, Optional, &["limit"], "Sent by all requests of the session together."),
     rule("bytes_down", Size, Optional, &["limit"], "Received by all of them together."),
     rule("response_header", Texts, Optional, &["redact"], "Headers removed from the response."),
-    rule("response_text", Texts, Optional, &["redact"], "Texts blacked out in the response's body."),
+    rule(
+        "response_text",
+        Texts,
+        Optional,
+        &["redact"],
+        "Texts blacked out in the response's body.",
+    ),
 ];
 
 impl Section {

@@ -20,6 +20,7 @@ mod address;
 mod conflicts;
 mod decide;
 mod decision;
+mod explain;
 mod expression;
 pub mod fuzz;
 mod glob;
@@ -45,6 +46,7 @@ pub use decide::Engine;
 pub use decision::{
     Allowance, Cause, Connection, Decision, Denial, Obligations, Question, RuleRef,
 };
+pub use explain::{Considered, Outcome};
 pub use expression::{Expression, ExpressionError};
 pub use glob::{Case, Glob, PathGlob, PathGlobError};
 pub use host::{Host, HostError, HostPattern, Name, PatternError};

@@ -116,16 +116,14 @@ pub(crate) fn held(
     let place = scheme_held(&conditions.schemes, facts)
         .and(|| port_held(&conditions.ports, facts))
         .and(|| host_held(&conditions.hosts, facts.host));
-    place
-        .and(|| http_held(conditions, case, facts))
-        .and(|| match &conditions.expression {
-            Some(expression) => match expression.holds(Scope { facts, identity }) {
-                // As with the other conditions on HTTP.
-                Held::Unknown(Doubt::NotHttp) => Held::No,
-                held => held,
-            },
-            None => Held::Yes,
-        })
+    place.and(|| http_held(conditions, case, facts)).and(|| match &conditions.expression {
+        Some(expression) => match expression.holds(Scope { facts, identity }) {
+            // As with the other conditions on HTTP.
+            Held::Unknown(Doubt::NotHttp) => Held::No,
+            held => held,
+        },
+        None => Held::Yes,
+    })
 }
 
 /// Whether the host lies in one of the rule's ranges; a name does so only once it is resolved.
@@ -218,9 +216,9 @@ fn agreed(mut holds: impl Iterator<Item = bool>) -> Held {
 }
 
 fn headers_held(headers: &[(String, Glob)], request: &Request<'_>) -> Held {
-    headers.iter().fold(Held::Yes, |held, (wanted, glob)| {
-        held.and(|| header_held(wanted, glob, request))
-    })
+    headers
+        .iter()
+        .fold(Held::Yes, |held, (wanted, glob)| held.and(|| header_held(wanted, glob, request)))
 }
 
 fn header_held(wanted: &str, glob: &Glob, request: &Request<'_>) -> Held {
@@ -231,7 +229,9 @@ fn header_held(wanted: &str, glob: &Glob, request: &Request<'_>) -> Held {
     if named().any(|(_, value)| std::str::from_utf8(value).is_err()) {
         return Held::Unknown(Doubt::HeaderValue);
     }
-    agreed(named().map(|(_, value)| {
-        std::str::from_utf8(value).is_ok_and(|value| glob.matches(value.trim()))
-    }))
+    agreed(
+        named().map(|(_, value)| {
+            std::str::from_utf8(value).is_ok_and(|value| glob.matches(value.trim()))
+        }),
+    )
 }

@@ -21,16 +21,19 @@ pub enum Shape {
     Mixed,
     /// All about the same host, each with a path of its own.
     OneHost,
+    /// Denials for every host, each of which has to be looked at: what no index helps with.
+    Everywhere,
 }
 
 impl Shape {
-    pub const ALL: [Shape; 3] = [Shape::ManyHosts, Shape::Mixed, Shape::OneHost];
+    pub const ALL: [Shape; 4] = [Shape::ManyHosts, Shape::Mixed, Shape::OneHost, Shape::Everywhere];
 
     pub fn name(self) -> &'static str {
         match self {
             Shape::ManyHosts => "many hosts",
             Shape::Mixed => "mixed",
             Shape::OneHost => "one host",
+            Shape::Everywhere => "everywhere",
         }
     }
 
@@ -38,9 +41,13 @@ impl Shape {
         let host = format!("h{number}.example.com");
         match (self, number % 8) {
             (Shape::ManyHosts, _) => format!("action = \"allow\"\nhost = \"{host}\""),
-            (Shape::OneHost, _) => format!(
-                "action = \"allow\"\nhost = \"api.example.com\"\npath = \"/p{number}/**\""
-            ),
+            (Shape::OneHost, _) => {
+                format!("action = \"allow\"\nhost = \"api.example.com\"\npath = \"/p{number}/**\"")
+            }
+            (Shape::Everywhere, 0) => "action = \"allow\"\nhost = \"**.example.com\"".to_owned(),
+            (Shape::Everywhere, _) => {
+                format!("action = \"deny\"\npath = \"/*/closed-{number}/**\"")
+            }
             (Shape::Mixed, 0) => format!("action = \"allow\"\nhost = \"**.d{number}.example.com\""),
             (Shape::Mixed, 1) => format!(
                 "action = \"deny\"\nhost = \"*.d{number}.example.com\"\nmethod = \"DELETE\""
@@ -59,7 +66,7 @@ impl Shape {
     /// A request that the rule of that number is about.
     fn target(self, number: usize) -> (String, String) {
         match self {
-            Shape::ManyHosts | Shape::Mixed => {
+            Shape::ManyHosts | Shape::Mixed | Shape::Everywhere => {
                 (format!("h{number}.example.com"), "/v1/items/42?page=3".to_owned())
             }
             Shape::OneHost => ("api.example.com".to_owned(), format!("/p{number}/items/42")),
@@ -104,8 +111,9 @@ pub fn decisions(
         ("authorization", b"Bearer sinew-placeholder"),
     ];
     // Every fourth request is for a host or path that no rule is about.
-    let targets: Vec<(String, String)> =
-        (0..runs).map(|run| shape.target(if run % 4 == 0 { rules + run } else { run % rules.max(1) })).collect();
+    let targets: Vec<(String, String)> = (0..runs)
+        .map(|run| shape.target(if run % 4 == 0 { rules + run } else { run % rules.max(1) }))
+        .collect();
     let decide = |(host, target): &(String, String)| {
         let start = now();
         let destination = Destination::new(Scheme::Https, host, 443);

@@ -342,7 +342,11 @@ fn limits(table: &Table<'_>, report: &mut Report) -> Option<Limits> {
     };
     let names = ["requests_per_minute", "concurrent", "body", "bytes_up", "bytes_down"];
     if !names.into_iter().any(|name| table.is_set(name)) {
-        report.problem(&table.place, "the rule limits nothing", format!("set {}", names.join(", ")));
+        report.problem(
+            &table.place,
+            "the rule limits nothing",
+            format!("set {}", names.join(", ")),
+        );
         return None;
     }
     Some(limits)

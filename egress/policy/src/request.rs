@@ -60,6 +60,10 @@ pub enum Malformed {
     HeaderValue,
     #[error("the request has too many or too long headers")]
     TooLarge,
+    #[error("a `Host` header names another place than the request goes to")]
+    OtherHost,
+    #[error("the headers disagree about where the body ends")]
+    Framing,
     #[error("a raw connection has no HTTP request")]
     NotHttp,
 }
@@ -162,6 +166,8 @@ impl<'a> Request<'a> {
             None => (target, None),
         };
         let headers = checked(headers)?;
+        check_host(&destination, &headers)?;
+        check_framing(&headers)?;
         let path = RequestPath::parse(path);
         Ok(Request { destination, method, path, query, headers })
     }
@@ -180,7 +186,8 @@ impl<'a> Request<'a> {
 
     /// What a framework may take for the method instead: the real one is in doubt then.
     pub(crate) fn method_is_overridden(&self) -> bool {
-        const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+        const OVERRIDES: [&str; 3] =
+            ["x-http-method-override", "x-http-method", "x-method-override"];
         self.headers.iter().any(|(name, _)| OVERRIDES.iter().any(|over| folds_to(name, over)))
     }
 
@@ -254,6 +261,47 @@ fn checked<'a>(
         kept.push((name, value));
     }
     Ok(kept)
+}
+
+/// There is one `Host`, and it is the destination: else a server, or a cache before it, answers for
+/// a place that was not asked about.
+fn check_host(destination: &Destination, headers: &[(&str, &[u8])]) -> Result<(), Malformed> {
+    let mut hosts = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("host"));
+    let (Some((_, host)), second) = (hosts.next(), hosts.next()) else { return Ok(()) };
+    let host = std::str::from_utf8(host).map_err(|_| Malformed::OtherHost)?;
+    match Destination::of_authority(destination.scheme, host) {
+        Ok(named) if named == *destination && second.is_none() => Ok(()),
+        _ => Err(Malformed::OtherHost),
+    }
+}
+
+/// One length, or chunks, said in one way.
+fn check_framing(headers: &[(&str, &[u8])]) -> Result<(), Malformed> {
+    let mut length: Option<&[u8]> = None;
+    let mut chunked = false;
+    for (name, value) in headers {
+        let is_length = folds_to(name, "content-length");
+        if !is_length && !folds_to(name, "transfer-encoding") {
+            continue;
+        }
+        let right = match is_length {
+            true => {
+                let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+                let same = length.is_none_or(|other| other == *value);
+                length = Some(value);
+                digits && same
+            }
+            false => {
+                let first = !chunked;
+                chunked = true;
+                first && value.eq_ignore_ascii_case(b"chunked")
+            }
+        };
+        if !right || name.contains('_') || (length.is_some() && chunked) {
+            return Err(Malformed::Framing);
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn is_token(text: &str) -> bool {

@@ -124,10 +124,7 @@ impl PolicySet {
     pub fn select(&self, identity: &Identity) -> Selection {
         let policies = self.policies.iter().zip(0..);
         let policies = policies.filter(|(placed, _)| placed.policy.select.holds(identity));
-        Selection {
-            revision: self.revision,
-            policies: policies.map(|(_, place)| place).collect(),
-        }
+        Selection { revision: self.revision, policies: policies.map(|(_, place)| place).collect() }
     }
 
     /// The engine for a selection of this set. Another set's opens nothing.

@@ -332,7 +332,8 @@ pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
     if name.len() > NAME_BYTES_MAX {
         return None;
     }
-    let distance = |known: &str| strsim::damerau_levenshtein(&name.to_lowercase(), &known.to_lowercase());
+    let distance =
+        |known: &str| strsim::damerau_levenshtein(&name.to_lowercase(), &known.to_lowercase());
     // A third of the letters wrong is still a slip; more is another word.
     let allowed = (name.chars().count() / 3).clamp(1, 4);
     let near = known.map(|known| (distance(known), known)).filter(|(far, _)| *far <= allowed);

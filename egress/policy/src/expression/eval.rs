@@ -225,10 +225,8 @@ impl<'a> Evaluation<'a> {
 impl<'a> Request<'a> {
     /// That header's one value.
     fn one_header(&self, wanted: &str) -> Result<Option<Cow<'a, str>>, Doubt> {
-        let mut found = self
-            .headers
-            .iter()
-            .filter(|(name, _)| crate::request::folds_to(name, wanted));
+        let mut found =
+            self.headers.iter().filter(|(name, _)| crate::request::folds_to(name, wanted));
         match (found.next(), found.next()) {
             (None, _) => Ok(None),
             (Some(_), Some(_)) => Err(Doubt::Twice),

@@ -37,7 +37,10 @@ pub(super) fn words(text: &str) -> Result<Vec<(Token, usize)>, ExpressionError> 
 
 pub(super) fn error(text: &str, at: usize, what: impl Into<String>) -> ExpressionError {
     let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
-    ExpressionError { what: what.into(), column: 1 + String::from_utf8_lossy(before).chars().count() }
+    ExpressionError {
+        what: what.into(),
+        column: 1 + String::from_utf8_lossy(before).chars().count(),
+    }
 }
 
 fn word(rest: &str, first: char) -> Result<(Token, usize), String> {

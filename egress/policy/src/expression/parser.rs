@@ -250,7 +250,9 @@ impl Parser<'_> {
             }
             Token::Symbol("[") => self.list(at),
             Token::Name(name) => self.name(&name, at),
-            Token::Symbol(symbol) => Err(self.error(at, format!("`{symbol}` is not expected here"))),
+            Token::Symbol(symbol) => {
+                Err(self.error(at, format!("`{symbol}` is not expected here")))
+            }
             Token::End => Err(self.error(at, "the expression ends too early")),
         }
     }
@@ -318,7 +320,10 @@ impl Parser<'_> {
         let key = self.expression()?;
         self.expect("]")?;
         let Kind::Map(map) = of.kind else {
-            return Err(self.error(of.at, "only request.query, request.headers and session.metadata have entries"));
+            return Err(self.error(
+                of.at,
+                "only request.query, request.headers and session.metadata have entries",
+            ));
         };
         let key = self.of_type(key, Type::Text)?;
         self.value(Node::Lookup(map, key.into()), Type::Text, of.at)

@@ -91,7 +91,8 @@ fn the_same_host_in_other_clothes_is_the_same_host() {
 #[test]
 fn a_denied_host_is_denied_in_all_its_clothes() {
     let session = session();
-    for host in ["evil.example", "EVIL.example", "evil.example.", "x.evil.example", "evil。example"] {
+    for host in ["evil.example", "EVIL.example", "evil.example.", "x.evil.example", "evil。example"]
+    {
         let denial = denied(session.get(&format!("https://{host}:9443/")));
         assert!(matches!(denial.cause, Cause::Closed { .. }), "{host}: {denial:?}");
     }
@@ -175,7 +176,8 @@ fn what_only_looks_like_the_host_is_refused() {
 #[test]
 fn a_path_that_servers_read_differently_opens_nothing() {
     let session = session();
-    for path in ["/public/x", "/public", "/public/%78", "/a%20b", "/public/%C3%A9", "/public/x%3Fy"] {
+    for path in ["/public/x", "/public", "/public/%78", "/a%20b", "/public/%C3%A9", "/public/x%3Fy"]
+    {
         allowed(session.get(&format!("https://api.example{path}")));
     }
     for path in [
@@ -294,6 +296,60 @@ fn nothing_in_a_header_ends_a_line() {
     }
     let many = vec![("x", "y"); 300];
     denied(session.send("GET", url, &many));
+}
+
+#[test]
+fn the_host_header_is_where_the_request_goes() {
+    let session = session();
+    let url = "https://good.example/";
+    for host in ["good.example", "GOOD.example.", "good.example:443", "good。example"] {
+        allowed(session.send("GET", url, &[("Host", host)]));
+    }
+    for headers in [
+        &[("Host", "evil.test")][..],
+        &[("hOST", "good.example:8443")][..],
+        &[("Host", "good.example:80")][..],
+        &[("Host", "user@good.example")][..],
+        &[("Host", "good.example, evil.test")][..],
+        &[("Host", "")][..],
+        &[("Host", "good.example"), ("Host", "good.example")][..],
+        &[("Host", "good.example"), ("host", "evil.test")][..],
+        &[("Host", "evil.test"), ("host", "good.example")][..],
+    ] {
+        let denial = denied(session.send("GET", url, headers));
+        assert!(matches!(denial.cause, Cause::Malformed(_)), "{headers:?}: {denial:?}");
+    }
+}
+
+#[test]
+fn the_end_of_a_body_is_said_once() {
+    let session = session();
+    let url = "https://good.example/";
+    for headers in [
+        &[("Content-Length", "5")][..],
+        &[("Content-Length", "5"), ("content-length", "5")][..],
+        &[("Transfer-Encoding", "Chunked")][..],
+    ] {
+        allowed(session.send("POST", url, headers));
+    }
+    for headers in [
+        &[("Content-Length", "5"), ("Transfer-Encoding", "chunked")][..],
+        &[("Transfer-Encoding", "chunked"), ("Content-Length", "5")][..],
+        &[("Content-Length", "5"), ("Content-Length", "6")][..],
+        &[("Content-Length", "+5")][..],
+        &[("Content-Length", "5, 5")][..],
+        &[("Content-Length", "0x5")][..],
+        &[("Content-Length", "")][..],
+        &[("Content_Length", "5")][..],
+        &[("Transfer_Encoding", "chunked")][..],
+        &[("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")][..],
+        &[("Transfer-Encoding", "chunked, identity")][..],
+        &[("Transfer-Encoding", "xchunked")][..],
+        &[("Transfer-Encoding", "\tchunked")][..],
+    ] {
+        let denial = denied(session.send("POST", url, headers));
+        assert!(matches!(denial.cause, Cause::Malformed(_)), "{headers:?}: {denial:?}");
+    }
 }
 
 #[test]

@@ -172,7 +172,9 @@ fn an_evaluation_has_a_budget() {
 
 #[test]
 fn fuzzers_entry_points_return() {
-    for bytes in [&b""[..], b"\0\0\0", b"name = \"a\"\nlayer", b"example.com\0/a/%2e\0x: y", b"[::1]"] {
+    for bytes in
+        [&b""[..], b"\0\0\0", b"name = \"a\"\nlayer", b"example.com\0/a/%2e\0x: y", b"[::1]"]
+    {
         fuzz::policy(bytes);
         fuzz::host(bytes);
         fuzz::path(bytes);

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use base_config::Problem;
-use egress_policy::{
-    HostPattern, KEYS, Machinery, PolicySet, SecretBinding, Setup, reference,
-};
+use egress_policy::{HostPattern, KEYS, Machinery, PolicySet, SecretBinding, Setup, reference};
 
 use crate::support::{deployment, setup, sources};
 
@@ -90,14 +88,20 @@ fn rules_that_do_not_say_what_they_mean_are_refused() {
         ("action = \"allow\"\nhost = \"a.*.example\"", "only at the front"),
         ("action = \"allow\"\nhost = \"**.1.2.3.4\"", "no names below it"),
         ("action = \"allow\"\nhost = \"http://a.example\"", "no host has"),
-        ("action = \"allow\"\nhost = \"a.example\"\ncidr = \"10.0.0.1/8\"", "the range is 10.0.0.0/8"),
+        (
+            "action = \"allow\"\nhost = \"a.example\"\ncidr = \"10.0.0.1/8\"",
+            "the range is 10.0.0.0/8",
+        ),
         ("action = \"allow\"\nhost = \"a.example\"\nsecret = \"S\"", "does not belong to a rule"),
         ("action = \"allow\"\nhost = \"a.example\"\nreason = \"x\"", "does not belong to a rule"),
         ("action = \"allow\"\nhost = \"a.example\"\npath = \"/a/../b\"", "`.` or `..`"),
         ("action = \"allow\"\nhost = \"a.example\"\npath = \"/a%20b\"", "compared decoded"),
         ("action = \"allow\"\nhost = \"a.example\"\npath = \"/a**\"", "beside other characters"),
         ("action = \"allow\"\nhost = \"a.example\"\nmethod = \"GET \"", "not an HTTP method"),
-        ("action = \"allow\"\nhost = \"a.example\"\nheader = { \"a b\" = \"c\" }", "name of a header"),
+        (
+            "action = \"allow\"\nhost = \"a.example\"\nheader = { \"a b\" = \"c\" }",
+            "name of a header",
+        ),
         ("action = \"allow\"\nhost = \"a.example\"\nscheme = \"ftp\"", "is not a scheme"),
         ("action = \"allow\"\nhost = \"a.example\"\nscheme = \"tcp\"", "to no port"),
         (
@@ -164,7 +168,10 @@ fn an_action_whose_machinery_is_missing_is_refused_with_the_reason() {
     let nothing = Setup { machinery: Machinery::default(), ..setup() };
     for (rule, what) in [
         ("action = \"ask\"\nhost = \"a.example\"", "hold a request until a person answers"),
-        ("action = \"sign\"\nhost = \"a.example\"\nsecret = \"S\"\nsign_with = \"hmac\"", "sign requests"),
+        (
+            "action = \"sign\"\nhost = \"a.example\"\nsecret = \"S\"\nsign_with = \"hmac\"",
+            "sign requests",
+        ),
         ("action = \"route\"\nhost = \"a.example\"\nservice = \"s\"", "reach private services"),
         ("action = \"middleware\"\nhost = \"a.example\"\nhandler = \"m\"", "run code"),
         ("action = \"redact\"\nhost = \"a.example\"\nresponse_text = \"x\"", "black out texts"),
@@ -225,6 +232,7 @@ fn rules_that_contradict_each_other_are_refused() {
         "action = \"deny\"\nhost = \"a.example.com\"\npath = \"/x\"",
         "action = \"deny\"\nmethod = \"DELETE\"",
         "action = \"inject\"\nhost = \"a.example.com\"\nsecret = \"S\"",
+        "action = \"ask\"\nhost = \"a.example.com\"\nmethod = \"POST\"",
         "action = \"redact\"\nresponse_header = \"set-cookie\"",
         "action = \"limit\"\nbody = \"1MiB\"",
     ] {
@@ -232,7 +240,8 @@ fn rules_that_contradict_each_other_are_refused() {
         let problems = problems_with(&[&text], &setup());
         assert!(problems[0].contains("has to look into"), "{other}: {problems:?}");
     }
-    let fine = "[[rule]]\nid = \"r\"\naction = \"limit\"\nhost = \"a.example.com\"\nconcurrent = 3\n";
+    let fine =
+        "[[rule]]\nid = \"r\"\naction = \"limit\"\nhost = \"a.example.com\"\nconcurrent = 3\n";
     assert_eq!(warnings(&[&deployment(&format!("{pass}{fine}"))]), [""; 0]);
 
     let adds = |name: &str, priority: i32| {

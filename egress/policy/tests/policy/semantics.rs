@@ -22,15 +22,17 @@ fn tenant(text: &str) -> String {
 fn without_a_policy_everything_is_refused() {
     let nothing = Session::new(&[]);
     let empty = Session::deployment("");
-    let tenant_only =
-        Session::new(&[&format!("{}[select]\ntenant = \"red\"\n{OPEN}", tenant(""))]);
+    let tenant_only = Session::new(&[&format!("{}[select]\ntenant = \"red\"\n{OPEN}", tenant(""))]);
     for session in [nothing, empty, tenant_only] {
         let denial = denied(session.get("https://example.com/"));
         let Cause::NotOpened { layer: Layer::Deployment, .. } = denial.cause else {
             panic!("{denial:?}")
         };
         assert!(!session.resolves("example.com"));
-        assert!(matches!(session.connect(Scheme::Https, "example.com", 443), Connection::Refuse(_)));
+        assert!(matches!(
+            session.connect(Scheme::Https, "example.com", 443),
+            Connection::Refuse(_)
+        ));
     }
 }
 
@@ -47,7 +49,8 @@ fn a_rule_that_opens_is_about_https_on_its_port_unless_it_says_more() {
 
 #[test]
 fn denial_wins_whatever_its_rank() {
-    let closing = "[[rule]]\nid = \"shut\"\naction = \"deny\"\nhost = \"a.example.com\"\nreason = \"no\"\n";
+    let closing =
+        "[[rule]]\nid = \"shut\"\naction = \"deny\"\nhost = \"a.example.com\"\nreason = \"no\"\n";
     let orders = [format!("{OPEN}{closing}"), format!("{closing}{OPEN}")];
     for rules in orders {
         let session = Session::deployment(&format!("priority = 3\n{rules}"));
@@ -67,7 +70,8 @@ fn denial_wins_whatever_its_rank() {
 
 #[test]
 fn a_layer_takes_away_and_never_adds() {
-    let narrow = "[[rule]]\nid = \"t\"\naction = \"allow\"\nhost = [\"a.example.com\", \"example.org\"]\n";
+    let narrow =
+        "[[rule]]\nid = \"t\"\naction = \"allow\"\nhost = [\"a.example.com\", \"example.org\"]\n";
     let tenant = format!("{}{narrow}", tenant("[select]\ntenant = \"red\""));
     let session = Session::new(&[&deployment(OPEN), &tenant]);
     allowed(session.get("https://a.example.com/"));
@@ -124,7 +128,8 @@ fn a_title_closes_and_never_opens() {
 
 #[test]
 fn asking_wins_over_allowing_and_only_a_yes_gives_the_permit() {
-    let ask = "[[rule]]\nid = \"ask\"\naction = \"ask\"\nhost = \"example.com\"\nmethod = \"POST\"\n";
+    let ask =
+        "[[rule]]\nid = \"ask\"\naction = \"ask\"\nhost = \"example.com\"\nmethod = \"POST\"\n";
     let session = Session::deployment(&format!("{OPEN}{ask}"));
     allowed(session.get("https://example.com/"));
     let Decision::Ask(question) = session.send("POST", "https://example.com/", &[]) else {
@@ -142,7 +147,8 @@ fn what_is_added_is_that_of_the_first_in_rank() {
              secret = \"{secret}\"\nadd_header = \"{header}\"\nvalue = \"Bearer {{secret}}\"\n"
         )
     };
-    let wide = deployment(&format!("{OPEN}{}{}", inject("A", "Authorization"), inject("B", "X-Key")));
+    let wide =
+        deployment(&format!("{OPEN}{}{}", inject("A", "Authorization"), inject("B", "X-Key")));
     let narrow = format!(
         "name = \"s\"\nlayer = \"session\"\nunmatched = \"inherit\"\n{}",
         inject("C", "authorization")
@@ -278,7 +284,10 @@ fn raw_connections_are_opened_by_host_and_port() {
         (Scheme::Tcp, "example.com", 5432),
         (Scheme::Https, "db.example.com", 5432),
     ] {
-        assert!(matches!(session.connect(scheme, host, port), Connection::Refuse(_)), "{host}:{port}");
+        assert!(
+            matches!(session.connect(scheme, host, port), Connection::Refuse(_)),
+            "{host}:{port}"
+        );
     }
     assert!(session.resolves("db.example.com") && !session.resolves("example.com"));
 }
@@ -375,6 +384,32 @@ when = 'session.metadata["team"] == "blue"'
     )]);
     let denial = denied(Session::of(&set, other).get("https://example.com/"));
     assert!(denial.for_operator().contains("an entry is missing"), "{}", denial.for_operator());
+}
+
+#[test]
+fn every_rule_says_what_speaks_against_it() {
+    use egress_policy::{Destination, Outcome, Request};
+    let session = Session::deployment(
+        "[[rule]]\nid = \"a\"\naction = \"allow\"\nhost = \"example.com\"\nmethod = \"PUT\"\npath = \"/x\"\n\
+         [[rule]]\nid = \"b\"\naction = \"allow\"\nhost = \"*.com\"\n\
+         [[rule]]\nid = \"c\"\naction = \"deny\"\ncidr = \"9.9.9.9\"\n\
+         [[rule]]\nid = \"d\"\naction = \"deny\"\nwhen = 'session.metadata[\"none\"] == \"\"'\n",
+    );
+    let destination = Destination::new(Scheme::Https, "example.com", 443).unwrap();
+    let request = Request::new(destination, "GET", "/y", []).unwrap();
+    let considered = session.engine.explain(&session.identity, &request);
+    let outcomes: Vec<(&str, Outcome)> =
+        considered.iter().map(|one| (one.rule.id(), one.outcome.clone())).collect();
+    let in_doubt = Outcome::InDoubt { why: "an entry is missing".to_owned(), counts: true };
+    assert_eq!(
+        outcomes,
+        [
+            ("a", Outcome::Misses(vec!["method", "path"])),
+            ("b", Outcome::Holds),
+            ("c", Outcome::HoldsInRange),
+            ("d", in_doubt),
+        ]
+    );
 }
 
 #[test]
