@@ -36,8 +36,8 @@ pub enum Fallback {
 
 use Fallback::{Computed, Is, None, Required};
 use Kind::{
-    Choice, Count, Cpus, Duration, Entrypoint, Flag, GuestPath, Id, Map, Name, Path, Size, Tables,
-    Text,
+    Choice, Count, Cpus, Duration, Entrypoint, Flag, GuestPath, Id, Image, Map, Name, Path, Size,
+    Tables, Text,
 };
 use Section::{Environment, Limits, Match, Pool, Profile, Store, Top};
 
@@ -181,7 +181,7 @@ pub const KEYS: &[Key] = &[
     key(
         Profile,
         "image",
-        Name,
+        Image,
         Is("debian"),
         "The image's name in the image cache (`sinew image ls`).",
     ),
@@ -289,6 +289,14 @@ pub const KEYS: &[Key] = &[
         Duration { min_ms: MINUTE_MS, max_ms: 36_500 * DAY_MS },
         Is("30d"),
         "How long sessions that are over, and log entries of live ones, are kept in the journal.",
+    ),
+    key(
+        Limits,
+        "node_ttl",
+        Duration { min_ms: 5_000, max_ms: DAY_MS },
+        Is("60s"),
+        "Where several nodes share a store: a node that gives no sign of life for this long is gone, \
+         and its sessions go on elsewhere, without their files.",
     ),
     key(Limits, "brain_connect", WAIT, Is("5s"), "Connecting to the brain."),
     key(

@@ -42,6 +42,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Texts by name.
     Map,
+    /// As images are called: a name with `:` and `/` in it, too.
+    Image,
     /// An absolute path inside a sandbox.
     GuestPath,
     /// `true`, `false`, or a program with its arguments.
@@ -83,6 +85,8 @@ pub(crate) struct Misfit {
 
 /// Longest text accepted anywhere: far over any id, path or URL, far under what hurts.
 const TEXT_BYTES_MAX: usize = 32 << 10;
+/// Of a profile's, a worker's or an image's name.
+const NAME_CHARS_MAX: usize = 128;
 /// Words of an entrypoint, and their bytes together: what the guest agent takes.
 const ENTRYPOINT_WORDS_MAX: usize = 256;
 const ENTRYPOINT_BYTES_MAX: usize = 32 << 10;
@@ -132,6 +136,7 @@ impl Kind {
                 Raw::Toml(DeValue::Table(table)) => self.map(table),
                 _ => Err(self.wrong_type(raw)),
             },
+            Kind::Image => self.image(raw),
             Kind::GuestPath => self.guest_path(raw),
             Kind::Entrypoint => self.entrypoint(raw).map(Value::Entrypoint),
             Kind::Tables => Err(self.wrong_type(raw)),
@@ -161,6 +166,21 @@ impl Kind {
                 Err(misfit("begins with `~`, which only a shell knows", "write the path out"))
             }
             text => Ok(Value::Path(text.into())),
+        }
+    }
+
+    fn image(self, raw: Raw<'_>) -> Result<Value, Misfit> {
+        let text = self.text(raw)?;
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._:/-".contains(c);
+        match text.len() <= NAME_CHARS_MAX
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(fits)
+        {
+            true => Ok(Value::Text(text.to_owned())),
+            false => Err(misfit(
+                "is not an image's name",
+                "use letters, digits and `._:/-`, at most 128, and a letter or digit in front",
+            )),
         }
     }
 
@@ -213,7 +233,7 @@ impl Kind {
         let text = self.text(raw)?;
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         match !text.is_empty()
-            && text.len() <= 128
+            && text.len() <= NAME_CHARS_MAX
             && text.chars().all(fits)
             && !text.starts_with('.')
         {
@@ -376,6 +396,7 @@ impl fmt::Display for Kind {
                 f.write_str(&quoted.join(" or "))
             }
             Kind::Map => f.write_str("a table of texts, like { NAME = \"value\" }"),
+            Kind::Image => f.write_str("an image's name"),
             Kind::GuestPath => {
                 f.write_str("an absolute path inside the sandbox, like \"/srv/app\"")
             }

@@ -135,6 +135,7 @@ agent_silence = "11s"
 idle = "61s"
 shutdown_drain = "31s"
 log_retention = "31d"
+node_ttl = "62s"
 brain_connect = "6s"
 brain_request = "601s"
 beat_attempt = "4s"
@@ -179,6 +180,7 @@ fn every_key_is_read() {
     let [first, second] = &config.environments[..] else { panic!("two environments") };
     assert_eq!(first.id.as_str(), "env_1");
     assert_eq!(first.key.expose(), KEY);
+    assert_eq!(first.key_file, Some(folder.join("key")));
     assert_eq!(first.base_url, "http://brain.example:8080/prefix");
     assert!(first.allow_plain_http);
     assert_eq!(first.ca_file, Some(folder.join("ca.pem")));
@@ -215,12 +217,13 @@ fn every_key_is_read() {
         limits.idle,
         limits.shutdown_drain,
         limits.log_retention,
+        limits.node_ttl,
         limits.brain_connect,
         limits.brain_request,
         limits.beat_attempt,
         limits.stream_silence,
     ];
-    let expected = [11, 61, 31, 31 * 86_400, 6, 601, 4, 602];
+    let expected = [11, 61, 31, 31 * 86_400, 62, 6, 601, 4, 602];
     assert_eq!(seconds.map(|duration| duration.as_secs()), expected);
     let pool = config.pool;
     let [five, three, most] = [5, 3, 65].map(ByteSize::gib);
@@ -508,6 +511,9 @@ fn profiles_contradict_nothing() {
 #[test]
 fn what_runs_inside_is_told_in_words_that_fit() {
     let profile = |line: &str| format!("[[profile]]\nname = \"p\"\n{line}\n");
+    let image = "registry.example/team/python:3.12-slim";
+    let own = Setup::new(&profile(&format!("image = \"{image}\""))).accepted();
+    assert_eq!(own.profiles[0].image, image);
     let read = |line: &str| Setup::new(&profile(line)).accepted().profiles[0].clone();
     assert_eq!(read("tools_as = \"user\"").tools_as, Some(ToolsAs::User));
     assert_eq!(read("entrypoint = true").entrypoint, Entrypoint::OfImage);
@@ -516,6 +522,12 @@ fn what_runs_inside_is_told_in_words_that_fit() {
     let words = "`true`, `false`, or words, like [\"redis-server\", \"--save\", \"\"]";
     let path = "an absolute path inside the sandbox, like \"/srv/app\"";
     for (line, expected) in [
+        (
+            "image = \"../debian\"",
+            "9: `image` is not an image's name: use letters, digits and `._:/-`, at most 128, and \
+             a letter or digit in front"
+                .into(),
+        ),
         ("workdir = \"srv\"", format!("11: `workdir` is not an absolute path: {path}")),
         ("workdir = \"\"", format!("11: `workdir` is not an absolute path: {path}")),
         (
