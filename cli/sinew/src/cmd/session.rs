@@ -152,7 +152,9 @@ fn entrypoint_text(entrypoint: &EntrypointView) -> String {
     };
     let output = match entrypoint.output_bytes {
         0 => "no output".to_owned(),
-        bytes => format!("{} of output, the last of it in {}", output::bytes(bytes), entrypoint.log),
+        bytes => {
+            format!("{} of output, the last of it in {}", output::bytes(bytes), entrypoint.log)
+        }
     };
     format!("{} {state}; {output}", one_line(command, INPUT_WIDTH))
 }

@@ -2,12 +2,14 @@
 //!
 //! Keys are stable: a key is added, never renamed. Times are milliseconds since 1970.
 
+mod entrypoint;
 mod exec;
 mod fault;
 mod log;
 mod session;
 mod status;
 
+pub use entrypoint::EntrypointView;
 pub use exec::{
     ExecExit, ExecRequest, FRAME_BYTES_MAX, Frame, FrameError, TerminalSize, UPGRADE_PROTOCOL,
     read_frame, write_frame,

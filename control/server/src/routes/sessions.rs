@@ -11,8 +11,8 @@ use store_api::{PAGE_MAX, SandboxState, SessionFilter, SessionRecord};
 use super::input::{Body, Query};
 use super::{Shared, State};
 use crate::api::{
-    CallPage, CallQuery, CallView, CallsSummary, EntrypointView, SandboxView, SessionList, SessionQuery, SessionView,
-    StopAnswer, StopRequest,
+    CallPage, CallQuery, CallView, CallsSummary, EntrypointView, SandboxView, SessionList,
+    SessionQuery, SessionView, StopAnswer, StopRequest,
 };
 use crate::fault::Refusal;
 
