@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use control_server::client::ApiError;
 
-/// What the process ends with. `sinew exec` ends with the program's own code instead.
+/// What the process ends with. `sinew exec` and `sinew shell` end with the program's own code
+/// instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Ok,
@@ -15,9 +16,9 @@ pub enum Exit {
     GoalMissed,
     /// No `sinew serve` answers for this data directory.
     NotRunning,
-    /// `sinew exec` itself failed; every smaller code is the program's.
+    /// `sinew exec` or `sinew shell` itself failed; every smaller code is the program's.
     ExecFailed,
-    /// The code of a program that `sinew exec` ran.
+    /// The code of a program in a sandbox.
     Program(u8),
 }
 
@@ -28,7 +29,10 @@ pub const CODES: &[(Exit, &str)] = &[
     (Exit::Usage, "the command line or the configuration is wrong; nothing was done"),
     (Exit::GoalMissed, "`bench --strict`: a goal was missed"),
     (Exit::NotRunning, "no `sinew serve` answers for this data directory"),
-    (Exit::ExecFailed, "`sinew exec` itself failed; other codes are those of the program it ran"),
+    (
+        Exit::ExecFailed,
+        "`sinew exec` or `sinew shell` itself failed; other codes are those of the program",
+    ),
 ];
 
 /// A mistake of whoever wrote the command line or the configuration.
@@ -36,10 +40,14 @@ pub const CODES: &[(Exit, &str)] = &[
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// `sinew exec` could not run the program or lost it.
+/// The program in the sandbox could not be run, or was lost.
 #[derive(Debug, thiserror::Error)]
-#[error("exec")]
-pub struct ExecError(#[source] pub anyhow::Error);
+#[error("{what}")]
+pub struct ProgramLost {
+    pub what: &'static str,
+    #[source]
+    pub error: anyhow::Error,
+}
 
 impl Exit {
     pub fn number(self) -> u8 {
@@ -61,7 +69,7 @@ impl Exit {
 
 pub fn of(error: &anyhow::Error) -> Exit {
     for cause in error.chain() {
-        if cause.is::<ExecError>() {
+        if cause.is::<ProgramLost>() {
             return Exit::ExecFailed;
         }
         if let Some(ApiError::NotRunning { .. }) = cause.downcast_ref() {
@@ -95,7 +103,7 @@ mod tests {
         let usage = Err::<(), _>(UsageError("no".to_owned())).context("read").unwrap_err();
         assert_eq!(of(&usage), Exit::Usage);
         assert_eq!(of(&anyhow::anyhow!("other")), Exit::Failed);
-        let exec = ExecError(anyhow::anyhow!("lost"));
+        let exec = ProgramLost { what: "exec", error: anyhow::anyhow!("lost") };
         assert_eq!(of(&anyhow::Error::new(exec)), Exit::ExecFailed);
     }
 

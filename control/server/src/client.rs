@@ -20,7 +20,8 @@ use tokio::net::UnixStream;
 
 use crate::api::{
     CallPage, CallQuery, ExecRequest, Fault, FaultBody, LogPage, LogQuery, SessionList,
-    SessionQuery, SessionView, StatusAnswer, StopAnswer, StopRequest, UPGRADE_PROTOCOL,
+    SessionQuery, SessionView, StatusAnswer, StopAnswer, StopRequest, TERMINAL_PROTOCOL,
+    TerminalClosed, TerminalList, TerminalRequest, UPGRADE_PROTOCOL,
 };
 
 /// The longest answer read into memory: a page of a thousand calls with large inputs.
@@ -117,10 +118,45 @@ impl ApiClient {
         session: &SessionId,
         request: &ExecRequest,
     ) -> Result<ExecConnection, ApiError> {
-        let mut http = json_request(Method::POST, &session_path(session, "/exec"), request)?;
+        self.upgraded(&session_path(session, "/exec"), request, UPGRADE_PROTOCOL).await
+    }
+
+    /// The terminals of a running sandbox.
+    pub async fn terminals(&self, session: &SessionId) -> Result<TerminalList, ApiError> {
+        self.get(&session_path(session, "/terminals"), &()).await
+    }
+
+    /// `name` is a terminal's name, which needs no escaping.
+    pub async fn terminal(
+        &self,
+        session: &SessionId,
+        name: &str,
+        request: &TerminalRequest,
+    ) -> Result<ExecConnection, ApiError> {
+        let path = session_path(session, &format!("/terminals/{name}"));
+        self.upgraded(&path, request, TERMINAL_PROTOCOL).await
+    }
+
+    pub async fn close_terminal(
+        &self,
+        session: &SessionId,
+        name: &str,
+    ) -> Result<TerminalClosed, ApiError> {
+        let path = session_path(session, &format!("/terminals/{name}"));
+        let request = build(Request::builder().method(Method::DELETE).uri(path), Bytes::new())?;
+        read_json(self.send(request).await?).await
+    }
+
+    async fn upgraded<B: Serialize>(
+        &self,
+        path: &str,
+        request: &B,
+        protocol: &'static str,
+    ) -> Result<ExecConnection, ApiError> {
+        let mut http = json_request(Method::POST, path, request)?;
         let headers = http.headers_mut();
         headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, header::HeaderValue::from_static(UPGRADE_PROTOCOL));
+        headers.insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
         let answer = self.send(http).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let status = answer.status();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use base_tasks::{Drained, TaskKind, Tasks};
 use base_types::{Chain, NodeId, Timestamp};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,6 +36,10 @@ pub struct ServerParts {
     pub driver: Arc<dyn SandboxDriver>,
 }
 
+/// Who is at the other end of a connection, as the kernel told it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PeerUid(pub u32);
+
 pub struct Server {
     socket: ApiSocket,
     router: Router,
@@ -51,6 +55,7 @@ impl Server {
             store: parts.store,
             control: parts.control,
             driver: parts.driver,
+            viewers: Arc::default(),
             stop: stop.clone(),
         });
         Self { socket, router: router(shared), stop }
@@ -72,7 +77,11 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let connection = serve(stream, self.router.clone(), tasks.stopping());
+                    let peer = stream.peer_cred().map(|peer| PeerUid(peer.uid()));
+                    // The kernel does not know only of a peer that is gone.
+                    let Ok(peer) = peer else { continue };
+                    let router = self.router.clone().layer(Extension(peer));
+                    let connection = serve(stream, router, tasks.stopping());
                     tasks.spawn(TaskKind::ApiConnection, async move {
                         connection.await;
                         drop(permit);

@@ -343,7 +343,7 @@ async fn every_route_of_the_table_is_served() {
     let api = Api::start().await;
     api.session(0).await;
     for (method, path, _) in ROUTES {
-        let path = path.replace("{id}", SESSION);
+        let path = path.replace("{id}", SESSION).replace("{name}", "main");
         let answer = api
             .raw(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"))
             .await;

@@ -26,7 +26,7 @@ use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, Wo
 
 pub use call::{CallEnd, CallRecord, CallState, NewCall, StartedAt};
 pub use change::{Change, LOG_INPUT_CHARS_MAX};
-pub use log::{LogEntry, LogEvent};
+pub use log::{LogEntry, LogEvent, TerminalAction};
 pub use node::Owner;
 pub use outage::Outage;
 pub use session::{Identity, Phase, SandboxRecord, SandboxState, SessionRecord, Untold};

@@ -80,8 +80,33 @@ pub enum LogEvent {
         argv: Vec<String>,
         exit_code: Option<i32>,
     },
+    /// An operator used a terminal in the sandbox.
+    OperatorTerminal {
+        name: String,
+        /// Of the operator's process, as the kernel told it.
+        uid: u32,
+        /// The terminal is root's, of the sandbox.
+        root: bool,
+        action: TerminalAction,
+    },
     /// Anything else worth a line.
     Warning {
         text: String,
     },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "did", rename_all = "snake_case")]
+pub enum TerminalAction {
+    Opened,
+    /// One that was there already.
+    Attached,
+    /// Its shell goes on.
+    Detached,
+    /// Its shell ended while the operator watched.
+    Ended {
+        exit_code: i32,
+    },
+    /// The operator ended it.
+    Closed,
 }

@@ -10,17 +10,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::ExecArgs;
 use crate::cmd::block_on;
-use crate::exit::{ExecError, Exit};
+use crate::exit::{Exit, ProgramLost};
 use crate::installation::Installation;
 use crate::terminal::RawMode;
 
 const STDIN_PIECE: usize = 16 << 10;
 
 pub fn run(args: ExecArgs) -> anyhow::Result<Exit> {
-    match block_on(exec(args)) {
-        Ok(exit) => Ok(exit),
-        Err(error) => Err(anyhow::Error::new(ExecError(error))),
-    }
+    block_on(exec(args)).map_err(|error| ProgramLost { what: "exec", error }.into())
 }
 
 async fn exec(args: ExecArgs) -> anyhow::Result<Exit> {

@@ -4,12 +4,14 @@
 //! `101` both sides send frames: one byte for the kind, four for the length (big endian), then
 //! the payload. The server's last frame is [`Frame::Exit`] or [`Frame::Failed`]. A client that
 //! closes the connection before it kills the program.
+//!
+//! A terminal ([`super::TerminalRequest`]) speaks the same frames, and three of its own.
 
 use base_types::Epoch;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Fault;
+use super::{Fault, OutputGap, TerminalAttached};
 
 pub const UPGRADE_PROTOCOL: &str = "sinew-exec/1";
 
@@ -38,7 +40,7 @@ pub struct ExecRequest {
     pub timeout_ms: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
     pub rows: u16,
     pub columns: u16,
@@ -69,6 +71,14 @@ pub enum Frame {
     Exit(ExecExit),
     /// Server to client, last: the program's end is not known.
     Failed(Fault),
+    /// Server to client, first: the terminal that is shown.
+    Attached(TerminalAttached),
+    /// Server to client: what was shown before ends here, what follows happens now.
+    Live,
+    /// Server to client: output before what follows is missing.
+    Gap(OutputGap),
+    /// Server to client: nothing happens.
+    Idle,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +104,10 @@ const SIGNAL: u8 = 4;
 const OUTPUT: u8 = 16;
 const EXIT: u8 = 17;
 const FAILED: u8 = 18;
+const ATTACHED: u8 = 19;
+const LIVE: u8 = 20;
+const GAP: u8 = 21;
+const IDLE: u8 = 22;
 
 /// `None` when the other side has closed between two frames.
 ///
@@ -140,6 +154,12 @@ pub async fn write_frame<W: AsyncWrite + Unpin>(
         Frame::Failed(fault) => {
             write_one(writer, FAILED, &json(FAILED, serde_json::to_vec(fault))?).await?;
         }
+        Frame::Attached(attached) => {
+            write_one(writer, ATTACHED, &json(ATTACHED, serde_json::to_vec(attached))?).await?;
+        }
+        Frame::Live => write_one(writer, LIVE, &[]).await?,
+        Frame::Gap(gap) => write_one(writer, GAP, &json(GAP, serde_json::to_vec(gap))?).await?,
+        Frame::Idle => write_one(writer, IDLE, &[]).await?,
     }
     Ok(writer.flush().await?)
 }
@@ -182,6 +202,10 @@ fn decode(kind: u8, payload: Vec<u8>) -> Result<Frame, FrameError> {
         OUTPUT => Frame::Output(payload),
         EXIT => Frame::Exit(json(kind, &payload)?),
         FAILED => Frame::Failed(json(kind, &payload)?),
+        ATTACHED => Frame::Attached(json(kind, &payload)?),
+        LIVE => Frame::Live,
+        GAP => Frame::Gap(json(kind, &payload)?),
+        IDLE => Frame::Idle,
         unknown => return Err(FrameError::UnknownKind(unknown)),
     })
 }
@@ -200,6 +224,18 @@ mod tests {
             Frame::Signal(2),
             Frame::Exit(ExecExit { code: 3, note: Some("x".into()), epoch: Epoch(2) }),
             Frame::Failed(Fault::new(FaultCode::ExecRefused, "no")),
+            Frame::Attached(TerminalAttached {
+                name: "main".into(),
+                id: 1,
+                root: false,
+                created: true,
+                started_at: base_types::Timestamp(5),
+                viewers: 1,
+                epoch: Epoch(2),
+            }),
+            Frame::Live,
+            Frame::Gap(OutputGap { skipped_bytes: 9, modes: 1 << 63 }),
+            Frame::Idle,
         ];
         let mut wire = Vec::new();
         for frame in &frames {

@@ -8,6 +8,7 @@ mod fault;
 mod log;
 mod session;
 mod status;
+mod terminal;
 
 pub use entrypoint::EntrypointView;
 pub use exec::{
@@ -21,6 +22,10 @@ pub use session::{
     SessionView, StopAnswer, StopRequest,
 };
 pub use status::{DriverStatus, EnvironmentView, Health, StatusAnswer};
+pub use terminal::{
+    OutputGap, TERMINAL_PROTOCOL, TerminalAttached, TerminalClosed, TerminalList, TerminalRequest,
+    TerminalView,
+};
 
 /// Every route of this version: method, path, and what it is for. The reference is generated from
 /// it, and a test asks each one.
@@ -44,4 +49,11 @@ pub const ROUTES: &[(&str, &str, &str)] = &[
         "/api/v1/sessions/{id}/exec",
         "runs a program in the session's sandbox; upgrades to `sinew-exec/1`",
     ),
+    ("GET", "/api/v1/sessions/{id}/terminals", "the terminals of the session's sandbox"),
+    (
+        "POST",
+        "/api/v1/sessions/{id}/terminals/{name}",
+        "opens a terminal, or attaches to the one of this name; upgrades to `sinew-terminal/1`",
+    ),
+    ("DELETE", "/api/v1/sessions/{id}/terminals/{name}", "hangs up on a terminal's shell"),
 ];

@@ -41,11 +41,7 @@ pub(super) async fn exec(
     Path(session): Path<SessionId>,
     mut request: Request,
 ) -> Result<Response, Refusal> {
-    let wants_ours = request
-        .headers()
-        .get(header::UPGRADE)
-        .is_some_and(|protocol| protocol.as_bytes() == UPGRADE_PROTOCOL.as_bytes());
-    let upgrade = request.extensions_mut().remove::<OnUpgrade>().filter(|_| wants_ours);
+    let upgrade = take_upgrade(&mut request, UPGRADE_PROTOCOL);
     let Body(exec) = Body::<ExecRequest>::from_request(request, &()).await?;
     check(&exec)?;
     known(&shared, &session).await?;
@@ -58,6 +54,13 @@ pub(super) async fn exec(
     base_tasks::spawn(TaskKind::ApiConnection, run.serve(upgrade));
     let headers = [(header::UPGRADE, UPGRADE_PROTOCOL), (header::CONNECTION, "upgrade")];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// What becomes of the connection, if the client wants it to speak `protocol`.
+pub(super) fn take_upgrade(request: &mut Request, protocol: &str) -> Option<OnUpgrade> {
+    let wanted = request.headers().get(header::UPGRADE);
+    let ours = wanted.is_some_and(|wanted| wanted.as_bytes() == protocol.as_bytes());
+    request.extensions_mut().remove::<OnUpgrade>().filter(|_| ours)
 }
 
 fn check(exec: &ExecRequest) -> Result<(), Refusal> {
@@ -222,7 +225,7 @@ impl Run {
                 Frame::StdinEnd => self.guest.stdin(&self.call, StdinData::Eof).await,
                 Frame::Resize(size) => self.guest.resize(&self.call, pty_size(size)).await,
                 Frame::Signal(number) => self.guest.signal(&self.call, number).await,
-                Frame::Output(_) | Frame::Exit(_) | Frame::Failed(_) => {
+                _ => {
                     tracing::debug!("an exec client sent a server's frame");
                     return;
                 }
@@ -260,16 +263,20 @@ enum Ended {
     Guest(ClientError),
 }
 
-/// The code a shell would show.
-fn exit_of(outcome: &Outcome, epoch: Epoch) -> ExecExit {
-    let (code, mut note) = match &outcome.exit {
+/// The code a shell would show, and what a person should know beyond it.
+pub(super) fn code_of(exit: &Exit) -> (i32, Option<String>) {
+    match exit {
         Exit::Code(code) => (*code, None),
         Exit::Signal(signal) => (128 + signal, Some(format!("killed by signal {signal}"))),
         Exit::TimedOut => (124, Some("timed out; everything it started was killed".to_owned())),
         Exit::Killed => (137, Some("killed".to_owned())),
         Exit::ShellDied(why) => (137, Some(format!("the shell died: {why}"))),
         Exit::FailedToStart(why) => (127, Some(why.clone())),
-    };
+    }
+}
+
+fn exit_of(outcome: &Outcome, epoch: Epoch) -> ExecExit {
+    let (code, mut note) = code_of(&outcome.exit);
     for extra in &outcome.notes {
         let text = match extra {
             Note::SpoolLimit { kept_bytes } => {

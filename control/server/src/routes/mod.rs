@@ -5,6 +5,7 @@ mod input;
 mod log;
 mod sessions;
 mod status;
+mod terminals;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub store: Arc<dyn Store>,
     pub control: Arc<dyn SessionControl>,
     pub driver: Arc<dyn SandboxDriver>,
+    pub viewers: Arc<terminals::Viewers>,
     /// Ends streams when the server stops.
     pub stop: CancellationToken,
 }
@@ -45,6 +47,11 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/api/v1/sessions/{id}/log", get(log::log))
         .route("/api/v1/sessions/{id}/calls", get(sessions::calls))
         .route("/api/v1/sessions/{id}/exec", post(exec::exec))
+        .route("/api/v1/sessions/{id}/terminals", get(terminals::list))
+        .route(
+            "/api/v1/sessions/{id}/terminals/{name}",
+            post(terminals::attach).delete(terminals::close),
+        )
         .fallback(|uri: http::Uri| async move {
             Refusal::new(FaultCode::NoSuchRoute, format!("no route {}", uri.path()))
         })

@@ -4,7 +4,9 @@ use base_types::Epoch;
 
 use super::Place;
 use super::fixture::*;
-use crate::{Change, LOG_INPUT_CHARS_MAX, LogEvent, NewCall, Phase, SandboxState, WorkEnd};
+use crate::{
+    Change, LOG_INPUT_CHARS_MAX, LogEvent, NewCall, Phase, SandboxState, TerminalAction, WorkEnd,
+};
 
 pub async fn the_log_tells_what_happened_in_order(place: &dyn Place) {
     let owned = Owned::new(place).await;
@@ -34,6 +36,12 @@ pub async fn the_log_tells_what_happened_in_order(place: &dyn Place) {
         LogEvent::Interrupted { cancelled: vec!["toolu_2".into()] },
         LogEvent::BrainTrouble { what: "503".into() },
         LogEvent::OperatorExec { argv: vec!["ls".into()], exit_code: Some(2) },
+        LogEvent::OperatorTerminal {
+            name: "main".into(),
+            uid: 1000,
+            root: true,
+            action: TerminalAction::Ended { exit_code: 3 },
+        },
         LogEvent::Warning { text: "zażółć".into() },
     ];
     owned.must(&changes[..5]).await;
