@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::binary::sinew_binary;
 use crate::brain::Brain;
+use crate::brain_process::BrainProcess;
 
 /// On a disk, and open to be walked through: `serve` and the launcher are different users.
 const PARENT: &str = "/var/tmp";
@@ -35,8 +36,10 @@ pub struct Options {
 pub struct Installation {
     dir: TempDir,
     images: PathBuf,
+    program: PathBuf,
     pub brain: Brain,
-    brain_process: Child,
+    /// `None`: somebody else's.
+    brain_process: Option<BrainProcess>,
     serve: Option<Child>,
 }
 
@@ -53,27 +56,49 @@ impl Installation {
 
     /// Starts the brain only.
     pub fn without_serve(images: &Path, options: Options) -> Self {
+        let process = BrainProcess::start(&options.scenarios);
+        let brain = process.brain.clone();
+        let installation = Self::of_brain(images, &options.config, brain);
+        Self { brain_process: Some(process), ..installation }
+    }
+
+    /// Another installation for a brain that is there; without `serve`.
+    pub fn of_brain(images: &Path, config: &str, brain: Brain) -> Self {
         let dir = tempfile::Builder::new().prefix("sinew-test-").tempdir_in(PARENT).unwrap();
         let open = || Permissions::from_mode(0o755);
         fs::set_permissions(dir.path(), open()).unwrap();
         fs::create_dir(dir.path().join("data")).unwrap();
         fs::set_permissions(dir.path().join("data"), open()).unwrap();
-        fs::write(dir.path().join("sinew.toml"), format!("{}\n{POOL}", options.config)).unwrap();
-        let scenarios = dir.path().join("scenarios");
-        fs::create_dir(&scenarios).unwrap();
-        for (name, text) in options.scenarios {
-            fs::write(scenarios.join(format!("{name}.toml")), text).unwrap();
+        fs::write(dir.path().join("sinew.toml"), format!("{config}\n{POOL}")).unwrap();
+        Self {
+            dir,
+            images: images.to_owned(),
+            program: sinew_binary(),
+            brain,
+            brain_process: None,
+            serve: None,
         }
-        let mut command = Command::new(sinew_binary());
-        command.args(["brain", "--listen", "127.0.0.1:0", "--json", "--scenarios"]).arg(scenarios);
-        let log = dir.path().join("brain.log");
-        let (brain_process, line) = spawn(command, &log);
-        let brain = serde_json::from_str(&line).expect("what the brain prints");
-        Self { dir, images: images.to_owned(), brain, brain_process, serve: None }
     }
 
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// From where `serve`, and with it the launcher, are started from now on.
+    pub fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
+    }
+
+    /// The process id of the launcher.
+    ///
+    /// # Panics
+    /// When none listens.
+    pub fn launcher_pid(&self) -> u32 {
+        let socket = self.data().join("launcher/launcher.sock");
+        let stream = std::os::unix::net::UnixStream::connect(socket).expect("a launcher listens");
+        let peer =
+            nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials);
+        peer.expect("it has an id").pid() as u32
     }
 
     /// Starts `serve` and waits until it is ready.
@@ -89,13 +114,23 @@ impl Installation {
 
     /// `sinew serve` of this installation, without an environment to serve.
     pub fn serve_command(&self) -> Command {
-        let mut command = Command::new(sinew_binary());
+        let mut command = Command::new(&self.program);
         command.arg("serve").arg("--data").arg(self.data());
         command.arg("--images").arg(&self.images);
         command.arg("--config").arg(self.dir.path().join("sinew.toml"));
         for inherited in ["SINEW_DATA", "SINEW_IMAGES", "SINEW_CONFIG"] {
             command.env_remove(inherited);
         }
+        command
+    }
+
+    /// The launcher of this installation, as a unit would start it.
+    pub fn launcher_command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(["launcher", "--detached", "--data"]).arg(self.data());
+        command.arg("--images").arg(&self.images);
+        command.arg("--config").arg(self.dir.path().join("sinew.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 
@@ -139,6 +174,9 @@ impl Installation {
 
     /// What a process wrote to its log so far: `serve.log`, `brain.log`, or the launcher's.
     pub fn log(&self, name: &str) -> String {
+        if name == "brain.log" {
+            return self.brain_process.as_ref().map(BrainProcess::log).unwrap_or_default();
+        }
         fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
     }
 }
@@ -154,7 +192,7 @@ impl Drop for Installation {
         if let Some(mut serve) = self.serve.take() {
             end(&mut serve);
         }
-        end(&mut self.brain_process);
+        self.brain_process = None;
         let mut teardown = Command::new(sinew_binary());
         teardown.arg("teardown").arg("--data").arg(self.data());
         match teardown.stdin(Stdio::null()).output() {
@@ -164,18 +202,18 @@ impl Drop for Installation {
     }
 }
 
-fn end(child: &mut Child) {
+pub(crate) fn end(child: &mut Child) {
     // It may have ended by itself; then there is nothing to do.
     let _ = child.kill();
     let _ = child.wait();
 }
 
-fn pid(child: &Child) -> Pid {
+pub(crate) fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id() as i32)
 }
 
 /// Spawns and waits for the first line of output, which says that the process is ready.
-fn spawn(mut command: Command, log: &Path) -> (Child, String) {
+pub(crate) fn spawn(mut command: Command, log: &Path) -> (Child, String) {
     let log_file = File::options().create(true).append(true).open(log).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
     let mut child = command.spawn().unwrap();

@@ -11,6 +11,7 @@ mod refused;
 mod served;
 mod sleep;
 mod trouble;
+mod upgraded;
 
 use std::time::Duration;
 
