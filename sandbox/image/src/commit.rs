@@ -137,6 +137,25 @@ impl ImageStore {
         Ok(Image::new(manifest, target))
     }
 
+    /// Takes a name from an image that has others, and says which; `None` if it is the only one.
+    pub(crate) fn forget_name(
+        &self,
+        image: &Image,
+        name: &str,
+    ) -> Result<Option<Vec<String>>, CommitError> {
+        let mut manifest = image.manifest.clone();
+        manifest.aliases.retain(|alias| alias.name != name);
+        if manifest.name == name {
+            // It stays in the list, with its own time: that decides who is the newest of the name.
+            let Some(next) = manifest.aliases.last() else { return Ok(None) };
+            manifest.name = next.name.clone();
+        }
+        manifest.format = MANIFEST_FORMAT;
+        write_manifest(image.dir(), &manifest)?;
+        self.publish(&manifest, image.dir())?;
+        Ok(Some(manifest.names().map(str::to_owned).collect()))
+    }
+
     fn publish(&self, manifest: &Manifest, target: &Path) -> Result<(), CommitError> {
         let error = |source| CommitError::Write { path: target.to_owned(), source };
         publish(self.dir(), &manifest.id).map_err(error)

@@ -30,6 +30,7 @@ mod sources;
 mod store;
 mod tree;
 mod unpack;
+mod users;
 mod wire;
 
 pub use build::{BuildImageError, BuildOptions};
@@ -40,9 +41,10 @@ pub use manifest::{Alias, IMPORTED, Image, Manifest, Package};
 pub use progress::{Progress, Stage};
 pub use recipe::{AGENT_GID, AGENT_UID, DEFAULT_IMAGE, MINIMAL_IMAGE, Recipe};
 pub use store::{
-    GetImageError, ImageStore, OpenStoreError, RemoveImageError, UseLock, VerifyImageError,
+    GetImageError, ImageStore, OpenStoreError, RemoveImageError, Removed, UseLock, VerifyImageError,
 };
 pub use tree::{TreeDigest, TreeError};
 pub use unpack::error::UnpackError;
 pub use unpack::limits::ImportLimits;
 pub use unpack::main as unpacker;
+pub use users::{User, Users};

@@ -57,6 +57,11 @@ pub struct Package {
 }
 
 impl Manifest {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let others = self.aliases.iter().map(|alias| &*alias.name);
+        std::iter::once(&*self.name).chain(others.filter(|name| *name != self.name))
+    }
+
     /// Since when the image has this name, if it has.
     pub fn named_since(&self, name: &str) -> Option<Timestamp> {
         let first = (self.name == name).then_some(self.built_at);

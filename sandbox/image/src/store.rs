@@ -6,16 +6,24 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base_types::ImageId;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
+use crate::commit::CommitError;
 use crate::manifest::{
     Image, MANIFEST_BYTES_MAX, MANIFEST_FILE, MANIFEST_FORMAT, MANIFEST_FORMAT_OLDEST, Manifest,
     ROOTFS_DIR, is_image_id,
 };
 use crate::removal::remove_tree;
 use crate::tree::{TreeDigest, TreeError};
+use crate::users::Users;
+
+/// Whoever has the exclusive lock looks at the image, or renames it, and lets go.
+const LOCK_TRIES: usize = 100;
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// Not hexadecimal, so never an image's id; the process id follows, for a person who looks.
 pub(crate) const BUILDING_PREFIX: &str = ".building-";
@@ -67,10 +75,22 @@ pub enum VerifyImageError {
 pub enum RemoveImageError {
     #[error(transparent)]
     Get(#[from] GetImageError),
-    #[error("image {id} is in use: stop the sandboxes that run from it first")]
-    InUse { id: ImageId },
+    #[error("image {id} is in use{by}: stop the sandboxes that run from it first")]
+    InUse { id: ImageId, by: Users },
     #[error("remove image {id}")]
     Remove { id: ImageId, source: io::Error },
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// What [`ImageStore::remove`] has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    Image,
+    /// It has other names, under which it stays.
+    Name {
+        left: Vec<String>,
+    },
 }
 
 /// Held by whoever runs sandboxes from an image; [`ImageStore::remove`] refuses meanwhile. The
@@ -155,11 +175,30 @@ impl ImageStore {
 
     /// Tells other users of this cache that the image must stay.
     pub fn lock_for_use(&self, id: &ImageId) -> Result<UseLock, GetImageError> {
-        let image = self.get(id.as_str())?;
         let error = |source| GetImageError::Lock { id: id.clone(), source };
-        let rootfs = File::open(image.rootfs()).map_err(error)?;
-        flock(&rootfs, FlockOperation::NonBlockingLockShared).map_err(|e| error(e.into()))?;
-        Ok(UseLock(rootfs))
+        let mut tries = 0;
+        loop {
+            // Anew each time: whoever had the lock may have removed it.
+            let image = self.get(id.as_str())?;
+            let rootfs = File::open(image.rootfs()).map_err(error)?;
+            match flock(&rootfs, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(UseLock(rootfs)),
+                Err(Errno::WOULDBLOCK) if tries < LOCK_TRIES => tries += 1,
+                Err(errno) => return Err(error(errno.into())),
+            }
+            std::thread::sleep(LOCK_RETRY);
+        }
+    }
+
+    /// Who runs sandboxes from it; `None` for nobody. Asks the lock, and so needs root.
+    pub fn users(&self, id: &ImageId) -> Result<Option<Users>, GetImageError> {
+        let error = |source| GetImageError::Lock { id: id.clone(), source };
+        let rootfs = File::open(self.get(id.as_str())?.rootfs()).map_err(error)?;
+        match flock(&rootfs, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(None),
+            Err(Errno::WOULDBLOCK) => Ok(Some(Users::of(&rootfs))),
+            Err(errno) => Err(error(errno.into())),
+        }
     }
 
     /// Reads the whole tree again: seconds, not milliseconds.
@@ -174,17 +213,32 @@ impl ImageStore {
         Err(VerifyImageError::Differs { id: id.clone(), expected, found: digest.hex })
     }
 
-    /// Refused while any sandbox runs from it.
-    pub fn remove(&self, id: &ImageId) -> Result<(), RemoveImageError> {
-        self.get(id.as_str())?;
+    /// By id, the image; by name, the name, and the image with its last one. An image is not
+    /// removed while any sandbox runs from it. Waits while someone builds or imports.
+    pub fn remove(&self, name_or_id: &str) -> Result<Removed, RemoveImageError> {
+        self.get(name_or_id)?;
+        let _lock = self.lock_for_build(&mut || true)?;
+        let image = self.get(name_or_id)?;
+        let id = image.id().clone();
+        if id.as_str() != name_or_id
+            && let Some(left) = self.forget_name(&image, name_or_id)?
+        {
+            return Ok(Removed::Name { left });
+        }
         let error = |source| RemoveImageError::Remove { id: id.clone(), source };
-        let in_use = || RemoveImageError::InUse { id: id.clone() };
-        let removed = self.set_aside(id).map_err(error)?.ok_or_else(in_use)?;
+        let removed = match self.set_aside(&id).map_err(error)? {
+            Some(removed) => removed,
+            None => {
+                let by = self.users(&id)?.unwrap_or_default();
+                return Err(RemoveImageError::InUse { id, by });
+            }
+        };
         match fs::remove_file(self.public_manifest(id.as_str())) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
             _ => {}
         }
-        remove_tree(&removed).map_err(error)
+        remove_tree(&removed).map_err(error)?;
+        Ok(Removed::Image)
     }
 
     /// Gives the image a name that no reader accepts; `None` while it is in use.

@@ -100,16 +100,21 @@ fn a_changed_tree_fails_the_check_and_a_used_one_stays() {
     let used = store.lock_for_use(image.id()).unwrap();
     let also = store.lock_for_use(image.id()).unwrap();
     for lock in [used, also] {
-        let error = store.remove(image.id()).unwrap_err();
+        let error = store.remove(image.id().as_str()).unwrap_err();
         assert!(matches!(error, RemoveImageError::InUse { .. }), "{error}");
+        let me = format!("by process {}", std::process::id());
+        assert!(error.to_string().contains(&me), "{error}");
         drop(lock);
     }
     fs::write(image.rootfs().join("file"), "CONTENT").unwrap();
     let error = store.verify(image.id()).unwrap_err();
     assert!(matches!(error, VerifyImageError::Differs { .. }), "{error}");
-    store.remove(image.id()).unwrap();
+    assert_eq!(store.users(image.id()).unwrap(), None);
+    store.remove(image.id().as_str()).unwrap();
     assert!(store.list().unwrap().is_empty());
-    assert_eq!(fs::read_dir(store.dir()).unwrap().count(), 0);
+    let left: Vec<_> =
+        fs::read_dir(store.dir()).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left, ["build.lock"]);
 }
 
 #[test]

@@ -19,7 +19,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -52,16 +51,13 @@ struct Watched {
 }
 
 /// The unpacker's whole life: standard input is a socket of [`crate::wire`], standard output is
-/// kept open and not used. The exit code says only whether the host heard what became of it.
-pub fn main() -> ExitCode {
+/// kept open and not used. Says whether the host heard what became of it.
+pub fn main() -> bool {
     match separated() {
         Ok(host) => finish(host),
         Err(message) => {
             let failed = ToHost::Failed(UnpackError::Internal { message });
-            match stdin_socket().and_then(|socket| wire::send(&socket, &failed, &[])) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(_) => ExitCode::FAILURE,
-            }
+            stdin_socket().and_then(|socket| wire::send(&socket, &failed, &[])).is_ok()
         }
     }
 }
@@ -76,7 +72,7 @@ fn separated() -> Result<Host, String> {
     Ok(Host { socket })
 }
 
-fn finish(host: Host) -> ExitCode {
+fn finish(host: Host) -> bool {
     let host = Rc::new(RefCell::new(host));
     // A panic is a mistake of ours; whoever waits shall read of it rather than of a signal.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| serve(&host)));
@@ -89,11 +85,7 @@ fn finish(host: Host) -> ExitCode {
             ToHost::Failed(UnpackError::Internal { message: error::shown(text.as_bytes()) })
         }
     };
-    let sent = match host.try_borrow() {
-        Ok(host) => wire::send(&host.socket, &last, &[]),
-        Err(_) => return ExitCode::FAILURE,
-    };
-    if sent.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    host.try_borrow().is_ok_and(|host| wire::send(&host.socket, &last, &[]).is_ok())
 }
 
 fn serve(host: &Rc<RefCell<Host>>) -> Result<Report, UnpackError> {

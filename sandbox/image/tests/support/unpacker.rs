@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-fn main() -> std::process::ExitCode {
-    sandbox_image::unpacker()
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if sandbox_image::unpacker() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
