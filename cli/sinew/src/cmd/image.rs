@@ -1,49 +1,27 @@
-//! `sinew image build|ls`
+//! `sinew image build|import|ls|inspect|rm`
 
-use std::io::IsTerminal;
+mod import;
+mod show;
+mod view;
 
-use anyhow::Context;
 use base_types::{Clock, SystemClock};
-use indicatif::{ProgressBar, ProgressStyle};
-use sandbox_image::{BuildOptions, Image, ImageStore, Progress, Recipe, Stage};
-use serde::Serialize;
+use sandbox_image::{BuildOptions, Image, ImageStore, Recipe, Removed};
 
-use crate::args::{ImageBuildArgs, ImageCommand, ImageLsArgs};
+use crate::args::{ImageBuildArgs, ImageCommand, ImageInspectArgs, ImageLsArgs, ImageRmArgs};
 use crate::exit::Exit;
 use crate::installation::images;
 use crate::output;
 
-/// What `--json` prints of an image.
-#[derive(Serialize)]
-struct ImageView<'a> {
-    id: &'a base_types::ImageId,
-    name: &'a str,
-    checksum: &'a str,
-    size_bytes: u64,
-    entries: u64,
-    built_at: base_types::Timestamp,
-    packages: usize,
-}
-
-impl<'a> ImageView<'a> {
-    fn of(image: &'a Image) -> Self {
-        let manifest = &image.manifest;
-        Self {
-            id: &manifest.id,
-            name: &manifest.name,
-            checksum: &manifest.checksum,
-            size_bytes: manifest.size_bytes,
-            entries: manifest.entries,
-            built_at: manifest.built_at,
-            packages: manifest.packages.len(),
-        }
-    }
-}
+pub use show::build_shown;
+use view::{Details, ImageView};
 
 pub fn run(command: ImageCommand) -> anyhow::Result<Exit> {
     match command {
         ImageCommand::Build(args) => build(args),
+        ImageCommand::Import(args) => import::run(args),
         ImageCommand::Ls(args) => ls(args),
+        ImageCommand::Inspect(args) => inspect(args),
+        ImageCommand::Rm(args) => rm(args),
     }
 }
 
@@ -53,64 +31,17 @@ fn build(args: ImageBuildArgs) -> anyhow::Result<Exit> {
     let recipe = if args.minimal { Recipe::minimal() } else { Recipe::debian() };
     let options = BuildOptions { force: args.force, mirror: args.mirror };
     let image = build_shown(&store, &recipe, &options)?;
-    if args.json.json {
-        output::json(&ImageView::of(&image))?;
+    done(&image, args.json.json)
+}
+
+fn done(image: &Image, json: bool) -> anyhow::Result<Exit> {
+    if json {
+        output::json(&ImageView::of(image))?;
     } else {
         let size = output::bytes(image.manifest.size_bytes);
-        output::line(&format!("image {} ({}, {size})", image.id(), image.manifest.name))?;
+        output::line(&format!("image {} ({}, {size})", image.id(), view::names(image)))?;
     }
     Ok(Exit::Ok)
-}
-
-/// Builds with a bar on a terminal, and with a line per stage elsewhere.
-pub fn build_shown(
-    store: &ImageStore,
-    recipe: &Recipe,
-    options: &BuildOptions,
-) -> anyhow::Result<Image> {
-    let mut show = Show::new();
-    let image = store.build(recipe, options, &mut |progress| show.step(&progress));
-    show.end();
-    image.context("build an image")
-}
-
-enum Show {
-    Bar(ProgressBar),
-    Lines { stage: Option<Stage> },
-}
-
-impl Show {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Show::Lines { stage: None };
-        }
-        let bar = ProgressBar::new(100);
-        let style = ProgressStyle::with_template("{bar:30} {percent:>3} % {elapsed} {msg}");
-        // The template is a constant; a default bar is no reason to fail a build.
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Show::Bar(bar)
-    }
-
-    fn step(&mut self, progress: &Progress) {
-        match self {
-            Show::Bar(bar) => {
-                bar.set_position(progress.percent.into());
-                let detail = output::one_line(&progress.detail, 40);
-                bar.set_message(format!("{} {detail}", progress.stage));
-            }
-            Show::Lines { stage } if *stage != Some(progress.stage) => {
-                *stage = Some(progress.stage);
-                eprintln!("image: {}", progress.stage);
-            }
-            Show::Lines { .. } => {}
-        }
-    }
-
-    fn end(self) {
-        if let Show::Bar(bar) = self {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 fn ls(args: ImageLsArgs) -> anyhow::Result<Exit> {
@@ -127,12 +58,59 @@ fn ls(args: ImageLsArgs) -> anyhow::Result<Exit> {
         let manifest = &image.manifest;
         vec![
             manifest.id.to_string(),
-            manifest.name.clone(),
+            view::names(image),
             output::bytes(manifest.size_bytes),
             manifest.packages.len().to_string(),
+            view::source(image),
             output::ago(manifest.built_at, now),
         ]
     };
-    output::table(&["image", "name", "size", "packages", "built"], list.iter().map(row).collect())?;
+    let head = ["image", "name", "size", "packages", "source", "made"];
+    output::table(&head, list.iter().map(row).collect())?;
     Ok(Exit::Ok)
+}
+
+fn inspect(args: ImageInspectArgs) -> anyhow::Result<Exit> {
+    let store = open(&images(&args.data, &args.images)?, &args.image)?;
+    let image = store.get(&args.image)?;
+    let details = Details::of(&store, &image);
+    match args.json.json {
+        true => output::json(&details)?,
+        false => output::line(&details.text())?,
+    }
+    Ok(Exit::Ok)
+}
+
+fn rm(args: ImageRmArgs) -> anyhow::Result<Exit> {
+    let store = open(&images(&args.data, &args.images)?, &args.image)?;
+    let id = store.get(&args.image)?.id().clone();
+    let removed = store.remove(&args.image)?;
+    if args.json.json {
+        let left: &[String] = match &removed {
+            Removed::Image => &[],
+            Removed::Name { left } => left,
+        };
+        let answer = serde_json::json!({
+            "id": id, "removed": matches!(removed, Removed::Image), "names_left": left,
+        });
+        output::json(&answer)?;
+        return Ok(Exit::Ok);
+    }
+    output::line(&match removed {
+        Removed::Image => format!("removed image {id}"),
+        Removed::Name { left } => {
+            format!("removed the name {}; image {id} is still {}", args.image, left.join(", "))
+        }
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// Asking for an image must not make a cache where there is none.
+fn open(images: &std::path::Path, wanted: &str) -> anyhow::Result<ImageStore> {
+    anyhow::ensure!(
+        images.exists(),
+        "there is no image `{wanted}`: {} does not exist",
+        images.display()
+    );
+    Ok(ImageStore::open(images)?)
 }
