@@ -16,8 +16,10 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 demo=(ca-certificates gcc g++ libc6-dev make pkg-config mmdebstrap btrfs-progs util-linux mount)
 # The venv of the official SDK, the virtual machine of the cgroup v2 tests and what packs its
 # initial file system, peers that tests compare with, and the readers of what we generate: shells
-# for the completions, groff for the manual pages, and the other database.
-tests=(python3 python3-venv qemu-system-x86 cpio xz-utils dpkg-dev git procps iproute2 zsh fish groff-base postgresql)
+# for the completions, groff for the manual pages, the other database, and what the pages of
+# docs/user call on a machine with systemd.
+tests=(python3 python3-venv qemu-system-x86 cpio xz-utils dpkg-dev git procps iproute2 zsh fish groff-base postgresql tmux umoci skopeo
+    systemd busybox-static jq curl)
 # Other runtimes, for a measurement beside ours.
 bench=(runc)
 

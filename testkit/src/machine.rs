@@ -90,9 +90,15 @@ impl Machine {
         self.command(program).args(args).output().unwrap()
     }
 
+    /// Its network, for a thread of ours that is to connect to what listens in it.
+    pub fn network(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.init))
+    }
+
     /// Everything there is to read about what went wrong.
     pub fn logs(&self) -> String {
-        let journal = self.run("journalctl", &["--no-pager", "--lines=200", "--output=short"]);
+        let units = "--unit=sinew*";
+        let journal = self.run("journalctl", &["--no-pager", "--lines=100", units]);
         let boot = fs::read_to_string(self.dir.path().join("boot.log")).unwrap_or_default();
         format!(
             "--- boot ---\n{boot}\n--- journal ---\n{}",

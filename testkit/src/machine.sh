@@ -6,7 +6,7 @@
 #
 # DIR     an empty directory on a disk; the machine's changes and its /var/lib go there
 # NAME    of its control groups
-# IMAGES  an image cache; the machine gets links to it, at the place where installations share one
+# IMAGES  an image cache; the machine has its content where an installation has its own
 # BINARY  becomes /root/sinew in the machine
 set -euo pipefail
 export DIR=$1 NAME=$2 IMAGES=$3 BINARY=$4
@@ -30,8 +30,9 @@ for hierarchy in $hierarchies; do
 done
 
 # Links cost nothing and share no name: whatever the machine removes, the cache keeps.
-mkdir -p "$DIR"/{upper,work,root,var-lib,images}
-cp -al "$IMAGES/." "$DIR/images/" 2>/dev/null || cp -a "$IMAGES/." "$DIR/images/"
+cache=$DIR/var-lib/sinew/images
+mkdir -p "$DIR"/{upper,work,root} "$cache"
+cp -al "$IMAGES/." "$cache/" 2>/dev/null || cp -a "$IMAGES/." "$cache/"
 # The ranges of user ids are taken once on the whole host.
 mkdir -p -m 755 /run/sinew
 mkdir -p -m 700 /run/sinew/idmap
@@ -67,8 +68,6 @@ mkdir -m 700 "$root/run/sinew/idmap"
 mount --bind /run/sinew/idmap "$root/run/sinew/idmap"
 # Volumes and images need a file system that can be mounted with mapped ids: an overlay cannot.
 mount --bind "$DIR/var-lib" "$root/var/lib"
-mkdir -p "$root/var/cache/sinew/images"
-mount --bind "$DIR/images" "$root/var/cache/sinew/images"
 mount -t tmpfs -o mode=700 tmpfs "$root/root"
 touch "$root/root/sinew"
 mount --bind "$BINARY" "$root/root/sinew"
