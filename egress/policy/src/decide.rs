@@ -377,3 +377,54 @@ pub(crate) fn adds_the_same(a: &Action, b: &Action) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::{Report, Source};
+    use crate::{fuzz, read};
+
+    /// An engine of rules that nobody compared with each other.
+    fn unchecked(rules: &str) -> Engine {
+        let text = format!("name = \"d\"\nlayer = \"deployment\"\n{rules}");
+        let policy = read::policy(&Source::new("d.toml", text), &mut Report::default()).unwrap();
+        let rules = policy.rules.into_iter();
+        let rules = rules.map(|rule| RuleRef::new("d", Layer::Deployment, rule)).collect();
+        Engine::new(Revision::default(), rules, [true, false, false, false])
+    }
+
+    /// The checks refuse such policies; the engine does not count on it.
+    #[test]
+    fn what_must_be_looked_into_is_intercepted_whatever_passes_it_through() {
+        const PASS: &str =
+            "[[rule]]\nid = \"p\"\naction = \"pass-through\"\nhost = \"a.example\"\n";
+        let destination = Destination::new(Scheme::Https, "a.example", 443).unwrap();
+        let connect = |more: &str| {
+            let engine = unchecked(&format!("{PASS}[[rule]]\nid = \"r\"\n{more}\n"));
+            engine.connect(&fuzz::identity(), &destination)
+        };
+        for more in [
+            "action = \"ask\"\nhost = \"a.example\"\nmethod = \"POST\"",
+            "action = \"deny\"\npath = \"/x\"",
+            "action = \"deny\"\nwhen = 'request.path == \"/x\"'",
+            "action = \"inject\"\nhost = \"a.example\"\nsecret = \"S\"",
+            "action = \"inject\"\nhost = \"a.example\"\nsecret = \"S\"\npath = \"/x\"",
+            "action = \"redact\"\nresponse_header = \"x\"",
+            "action = \"limit\"\nbody = \"1B\"",
+            "action = \"limit\"\npath = \"/x\"\nconcurrent = 1",
+        ] {
+            let connection = connect(more);
+            assert!(matches!(connection, Connection::Inspect), "{more}: {connection:?}");
+        }
+        for more in
+            ["action = \"limit\"\nconcurrent = 1", "action = \"deny\"\nhost = \"b.example\""]
+        {
+            let connection = connect(more);
+            assert!(matches!(connection, Connection::Opaque(_)), "{more}: {connection:?}");
+        }
+        let asks = connect("action = \"ask\"\nhost = \"a.example\"");
+        assert!(matches!(asks, Connection::Ask(_)), "{asks:?}");
+        let denies = connect("action = \"deny\"\nhost = \"a.example\"");
+        assert!(matches!(denies, Connection::Refuse(_)), "{denies:?}");
+    }
+}

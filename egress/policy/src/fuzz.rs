@@ -87,7 +87,7 @@ fn request_with(set: &PolicySet, bytes: &[u8]) {
     }
 }
 
-fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity {
         environment: EnvironmentId::new("env"),
         tenant: TenantId::new("tenant"),

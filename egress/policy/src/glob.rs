@@ -134,12 +134,13 @@ impl PathGlob {
         front.iter().all(literal) && other.segments.starts_with(front)
     }
 
-    /// The first segment, where every path that it holds for begins with it.
-    pub(crate) fn first_literal(&self) -> Option<&str> {
-        match self.segments.first() {
-            Some(Segment::Literal(text)) => Some(text),
-            _ => None,
-        }
+    /// A segment that every path has which it holds for: the longest, as that is the rarest.
+    pub(crate) fn literal(&self) -> Option<&str> {
+        let literals = self.segments.iter().filter_map(|segment| match segment {
+            Segment::Literal(text) => Some(&**text),
+            Segment::Any | Segment::Pattern(_) => None,
+        });
+        literals.max_by_key(|text| text.len())
     }
 }
 

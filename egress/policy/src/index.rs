@@ -1,4 +1,5 @@
-//! Which rules may be about a request: by its host, and below that by the path's first segment.
+//! Which rules may be about a request: by its host, and below that by a segment
+//! of the path.
 //!
 //! **Invariant:** a rule that is left out could not have held. Which rules those are never changes
 //! an answer (`the_index_changes_no_answer` compares with asking every rule).
@@ -11,6 +12,9 @@ use crate::model::Conditions;
 
 /// Places in the engine's list of rules, in order.
 type Places = Vec<u32>;
+
+/// A path with more is not looked up by its segments: every rule about its host is asked.
+const SEGMENTS_MAX: usize = 32;
 
 #[derive(Debug, Default)]
 pub(crate) struct Index {
@@ -28,7 +32,7 @@ pub(crate) struct Index {
 #[derive(Debug, Default)]
 struct Bucket {
     all: Places,
-    /// Those whose paths do not all begin with a certain segment.
+    /// Those for which no segment can be told that the path must have.
     any_path: Places,
     /// The others, by that segment in lower case.
     by_segment: HashMap<Box<str>, Places>,
@@ -54,20 +58,22 @@ impl Index {
 
     /// In order, each once. `path` is decoded; `None` when it is not known or in doubt.
     pub fn candidates(&self, host: &Host, path: Option<&str>) -> Cow<'_, [u32]> {
-        let segment = path.map(first_segment);
+        let path = path.map(lower_case);
+        let segments = path.as_deref().and_then(segments);
+        let segments = segments.as_deref();
         let mut found = Found::default();
-        found.take(&self.every_host, segment.as_deref());
+        found.take(&self.every_host, segments);
         if let Some(bucket) = self.exact.get(host) {
-            found.take(bucket, segment.as_deref());
+            found.take(bucket, segments);
         }
         if let Host::Name(name) = host {
-            found.take(&self.every_name, segment.as_deref());
-            self.take_below(name, segment.as_deref(), &mut found);
+            found.take(&self.every_name, segments);
+            self.take_below(name, segments, &mut found);
         }
         found.in_order()
     }
 
-    fn take_below<'i>(&'i self, name: &Name, segment: Option<&str>, found: &mut Found<'i>) {
+    fn take_below<'i>(&'i self, name: &Name, segments: Option<&[&str]>, found: &mut Found<'i>) {
         if self.below.is_empty() {
             return;
         }
@@ -77,7 +83,7 @@ impl Index {
             if dots <= self.dots_max
                 && let Some(bucket) = self.below.get(parent)
             {
-                found.take(bucket, segment);
+                found.take(bucket, segments);
             }
         }
     }
@@ -87,13 +93,18 @@ fn dots(name: &Name) -> usize {
     name.as_str().bytes().filter(|byte| *byte == b'.').count()
 }
 
-fn first_segment(path: &str) -> Cow<'_, str> {
-    let path = path.strip_prefix('/').unwrap_or(path);
-    let segment = path.split('/').next().unwrap_or(path);
-    match segment.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        true => Cow::Owned(segment.to_ascii_lowercase()),
-        false => Cow::Borrowed(segment),
+/// Rules that close compare without regard to case, so that the index does.
+fn lower_case(path: &str) -> Cow<'_, str> {
+    match path.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(path.to_ascii_lowercase()),
+        false => Cow::Borrowed(path),
     }
+}
+
+fn segments(path: &str) -> Option<Vec<&str>> {
+    let segments = path.strip_prefix('/').unwrap_or(path).split('/');
+    let segments: Vec<&str> = segments.take(SEGMENTS_MAX + 1).collect();
+    (segments.len() <= SEGMENTS_MAX).then_some(segments)
 }
 
 impl Bucket {
@@ -103,9 +114,9 @@ impl Bucket {
             return;
         }
         self.all.push(place);
-        let first: Option<Vec<&str>> =
-            conditions.paths.iter().map(|path| path.first_literal()).collect();
-        match first {
+        let literals: Option<Vec<&str>> =
+            conditions.paths.iter().map(|path| path.literal()).collect();
+        match literals {
             Some(segments) if !segments.is_empty() => {
                 for segment in segments {
                     let places = self.by_segment.entry(segment.to_ascii_lowercase().into());
@@ -125,14 +136,15 @@ struct Found<'i> {
 }
 
 impl<'i> Found<'i> {
-    fn take(&mut self, bucket: &'i Bucket, segment: Option<&str>) {
-        match segment {
-            None => self.add(&bucket.all),
-            Some(segment) => {
-                self.add(&bucket.any_path);
-                if let Some(places) = bucket.by_segment.get(segment) {
-                    self.add(places);
-                }
+    fn take(&mut self, bucket: &'i Bucket, segments: Option<&[&str]>) {
+        let Some(segments) = segments else { return self.add(&bucket.all) };
+        self.add(&bucket.any_path);
+        if bucket.by_segment.is_empty() {
+            return;
+        }
+        for segment in segments {
+            if let Some(places) = bucket.by_segment.get(*segment) {
+                self.add(places);
             }
         }
     }

@@ -88,6 +88,13 @@ impl<'a> Facts<'a> {
     }
 }
 
+impl Doubt {
+    /// Of two doubts, the one that may still go away.
+    pub(crate) fn or(self, other: Doubt) -> Doubt {
+        if other == Doubt::NotYet { other } else { self }
+    }
+}
+
 impl Held {
     fn of(holds: bool) -> Held {
         if holds { Held::Yes } else { Held::No }
@@ -100,7 +107,8 @@ impl Held {
             Held::Yes => other(),
             Held::Unknown(doubt) => match other() {
                 Held::No => Held::No,
-                Held::Yes | Held::Unknown(_) => Held::Unknown(doubt),
+                Held::Yes => Held::Unknown(doubt),
+                Held::Unknown(other) => Held::Unknown(doubt.or(other)),
             },
         }
     }

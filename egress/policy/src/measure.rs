@@ -46,7 +46,7 @@ impl Shape {
             }
             (Shape::Everywhere, 0) => "action = \"allow\"\nhost = \"**.example.com\"".to_owned(),
             (Shape::Everywhere, _) => {
-                format!("action = \"deny\"\npath = \"/*/closed-{number}/**\"")
+                format!("action = \"deny\"\nmethod = \"PUT\"\nheader = {{ h = \"{number}\" }}")
             }
             (Shape::Mixed, 0) => format!("action = \"allow\"\nhost = \"**.d{number}.example.com\""),
             (Shape::Mixed, 1) => format!(

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::OnceLock;
 
 use crate::host::{Host, HostError};
 use crate::path::{RequestPath, escape};
@@ -39,7 +40,13 @@ pub struct Request<'a> {
     pub(crate) path: RequestPath<'a>,
     pub(crate) query: Option<&'a str>,
     pub(crate) headers: Vec<(&'a str, &'a [u8])>,
+    method_is_overridden: bool,
+    /// Read when the first rule asks.
+    parameters: OnceLock<Option<Parameters>>,
 }
+
+/// Decoded names and values.
+type Parameters = Vec<(String, String)>;
 
 /// Why a request is refused before any rule is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -169,7 +176,9 @@ impl<'a> Request<'a> {
         check_host(&destination, &headers)?;
         check_framing(&headers)?;
         let path = RequestPath::parse(path);
-        Ok(Request { destination, method, path, query, headers })
+        let method_is_overridden = overrides_method(&headers);
+        let parameters = OnceLock::new();
+        Ok(Request { destination, method, path, query, headers, method_is_overridden, parameters })
     }
 
     pub fn destination(&self) -> &Destination {
@@ -186,29 +195,33 @@ impl<'a> Request<'a> {
 
     /// What a framework may take for the method instead: the real one is in doubt then.
     pub(crate) fn method_is_overridden(&self) -> bool {
-        const OVERRIDES: [&str; 3] =
-            ["x-http-method-override", "x-http-method", "x-method-override"];
-        self.headers.iter().any(|(name, _)| OVERRIDES.iter().any(|over| folds_to(name, over)))
+        self.method_is_overridden
     }
 
     /// The decoded parameters; `None` when programs would read them differently.
-    pub(crate) fn parameters(&self) -> Option<Vec<(Cow<'a, str>, Cow<'a, str>)>> {
-        let Some(query) = self.query.filter(|query| !query.is_empty()) else {
-            return Some(Vec::new());
-        };
-        if query.contains(';') || !query.is_ascii() {
+    pub(crate) fn parameters(&self) -> Option<&Parameters> {
+        self.parameters.get_or_init(|| parameters(self.query.unwrap_or_default())).as_ref()
+    }
+}
+
+fn overrides_method(headers: &[(&str, &[u8])]) -> bool {
+    const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+    headers.iter().any(|(name, _)| OVERRIDES.iter().any(|over| folds_to(name, over)))
+}
+
+fn parameters(query: &str) -> Option<Parameters> {
+    if query.contains(';') || !query.is_ascii() {
+        return None;
+    }
+    let mut parameters = Vec::new();
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        if parameters.len() == PARAMETERS_MAX {
             return None;
         }
-        let mut parameters = Vec::new();
-        for part in query.split('&').filter(|part| !part.is_empty()) {
-            if parameters.len() == PARAMETERS_MAX {
-                return None;
-            }
-            let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            parameters.push((decode(name)?, decode(value)?));
-        }
-        Some(parameters)
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        parameters.push((decode(name)?.into_owned(), decode(value)?.into_owned()));
     }
+    Some(parameters)
 }
 
 /// Whether it is that header, also for a program that takes `_` for `-`.

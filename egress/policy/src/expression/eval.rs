@@ -111,7 +111,8 @@ impl<'a> Evaluation<'a> {
             Ok(_) => self.bool(b),
             Err(doubt) => match self.bool(b) {
                 Ok(value) if value == deciding => Ok(deciding),
-                _ => Err(doubt),
+                Ok(_) => Err(doubt),
+                Err(other) => Err(doubt.or(other)),
             },
         }
     }
@@ -151,7 +152,7 @@ impl<'a> Evaluation<'a> {
             match same {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
-                Err(why) => doubt = Some(why),
+                Err(why) => doubt = Some(doubt.map_or(why, |before: Doubt| before.or(why))),
             }
         }
         doubt.map_or(Ok(false), Err)
@@ -207,10 +208,10 @@ impl<'a> Evaluation<'a> {
                 let request = self.request()?;
                 self.spend(request.query.map_or(0, str::len))?;
                 let parameters = request.parameters().ok_or(Doubt::Query)?;
-                let mut found = parameters.into_iter().filter(|(name, _)| name == key);
+                let mut found = parameters.iter().filter(|(name, _)| name == key);
                 match (found.next(), found.next()) {
                     (_, Some(_)) => Err(Doubt::Twice),
-                    (value, None) => Ok(value.map(|(_, value)| value)),
+                    (value, None) => Ok(value.map(|(_, value)| Cow::Borrowed(value.as_str()))),
                 }
             }
             Map::Headers => {

@@ -77,6 +77,18 @@ fn doubt_in_an_expression_closes() {
     assert_eq!(shut("request.method == 'POST' && request.path == '/x'"), "allow");
 }
 
+/// Else a connection would be refused on which a request may pass.
+#[test]
+fn what_a_request_may_still_decide_is_left_open() {
+    let session = when("session.metadata['missing'] == 'x' || request.method == 'GET'");
+    assert_eq!(session.get("https://example.com/").verdict(), "allow");
+    assert!(session.resolves("example.com"));
+    let connection = session.connect(egress_policy::Scheme::Https, "example.com", 443);
+    assert!(matches!(connection, egress_policy::Connection::Inspect), "{connection:?}");
+    let hopeless = when("session.tenant == 'green' && request.method == 'GET'");
+    assert!(!hopeless.resolves("example.com"));
+}
+
 #[test]
 fn wrong_expressions_are_refused_with_their_place() {
     for (expression, what, column) in [

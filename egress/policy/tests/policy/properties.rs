@@ -316,7 +316,6 @@ proptest! {
     ) {
         let pass = vec!["action = \"pass-through\"".to_owned(), "host = \"**.x\"".to_owned()];
         let rules: Rules = rules.into_iter().chain([pass]).collect();
-        // In two sets, so that what contradicts the passing through is not refused before.
         let texts = [policy(DEPLOYMENT, &rules), policy("name = \"s\"\nlayer = \"session\"", &below)];
         let Some(engine) = engine(&texts) else { return Ok(()) };
         let identity = identity();

@@ -249,6 +249,12 @@ fn addresses_are_opened_by_themselves_or_by_range_only() {
     for url in ["https://8.8.8.8/", "https://192.168.1.2/", "https://[::1]/"] {
         denied(session.get(url));
     }
+    // A range without a host is for addresses: a name that leads there is not opened by it.
+    let session =
+        Session::deployment("[[rule]]\nid = \"r\"\naction = \"allow\"\ncidr = \"9.9.9.0/24\"\n");
+    allowed(session.get("https://9.9.9.9/"));
+    denied(session.get("https://leads-there.example/"));
+    assert!(!session.resolves("leads-there.example"));
 }
 
 #[test]
