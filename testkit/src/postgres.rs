@@ -45,8 +45,6 @@ pub struct PostgresSettings {
     pub config: String,
     /// Lines of `pg_hba.conf`; empty lets everybody on this machine in.
     pub hba: String,
-    /// The cluster is on a disk of its own, of so many MiB.
-    pub disk_mib: Option<u32>,
 }
 
 /// How a server is made to end.
@@ -66,7 +64,6 @@ pub struct Postgres {
     programs: PathBuf,
     port: u16,
     server: Option<Child>,
-    mounted: bool,
 }
 
 impl Postgres {
@@ -82,16 +79,8 @@ impl Postgres {
             skip(test, &format!("no PostgreSQL in {PROGRAMS}: run `scripts/setup.sh test`"));
             return None;
         };
-        let dir = temporary();
-        let mounted = match settings.disk_mib {
-            Some(mib) if !mount(dir.path(), mib) => {
-                skip(test, "cannot mount a tmpfs");
-                return None;
-            }
-            size => size.is_some(),
-        };
         let template = template(&programs);
-        let mut server = Self { dir, programs, port: free_port(), server: None, mounted };
+        let mut server = Self { dir: temporary(), programs, port: free_port(), server: None };
         copy(&template, &server.data());
         server.configure(&settings);
         server.start_again();
@@ -214,12 +203,32 @@ impl Postgres {
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
+    /// Tables that are made from now on are on a disk of their own, of so many MiB; says where, or
+    /// loudly why `test` is skipped.
+    pub fn keep_tables_on_a_small_disk(&self, test: &str, mib: u32) -> Option<PathBuf> {
+        let disk = self.small_disk();
+        fs::create_dir(&disk).unwrap();
+        if !mount(&disk, mib) {
+            skip(test, "cannot mount a tmpfs");
+            return None;
+        }
+        let tables = disk.join("tables");
+        fs::create_dir(&tables).unwrap();
+        give(&tables);
+        self.sql(&format!("CREATE TABLESPACE small LOCATION '{}'", tables.display()));
+        self.sql(&format!("ALTER ROLE {SUPERUSER} SET default_tablespace = 'small'"));
+        Some(disk)
+    }
+
+    fn small_disk(&self) -> PathBuf {
+        self.dir.path().join("small")
+    }
+
     /// A standby that follows this server, and that this one waits for at every commit.
     pub fn synchronous_standby(&self) -> Postgres {
         let dir = temporary();
         let port = free_port();
-        let standby =
-            Self { dir, programs: self.programs.clone(), port, server: None, mounted: false };
+        let mut standby = Self { dir, programs: self.programs.clone(), port, server: None };
         let mut command = self.program("pg_basebackup");
         command.args(["-U", SUPERUSER, "-R", "-X", "stream", "-c", "fast", "-N", "-D"]);
         command.arg(standby.data());
@@ -231,7 +240,6 @@ impl Postgres {
         let output = command.args(["-d", &from]).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         standby.configure(&PostgresSettings::default());
-        let mut standby = standby;
         standby.start_again();
         self.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'");
         self.sql("SELECT pg_reload_conf()");
@@ -248,6 +256,14 @@ impl Postgres {
     pub fn promote(&self) {
         // It followed one that waited for it; it has nobody to wait for.
         self.sql("SELECT pg_promote(true)");
+    }
+
+    /// Puts a file into the cluster, as the server's own.
+    pub fn put(&self, file: &Path, name: &str) {
+        let to = self.data().join(name);
+        fs::copy(file, &to).unwrap();
+        give(&to);
+        fs::set_permissions(&to, Permissions::from_mode(0o600)).unwrap();
     }
 
     /// What the server said so far.
@@ -274,9 +290,9 @@ impl Drop for Postgres {
             let _ = kill(Pid::from_raw(server.id() as i32), Signal::SIGQUIT);
             let _ = server.wait();
         }
-        if self.mounted {
+        if self.small_disk().exists() {
             // The folder is removed next; a mount that stays would be reported by that.
-            let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+            let _ = Command::new("umount").arg("-l").arg(self.small_disk()).status();
         }
     }
 }
@@ -316,7 +332,7 @@ fn give(path: &Path) {
     fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A small file system for the cluster.
+/// A small file system.
 fn mount(folder: &Path, mib: u32) -> bool {
     let options = format!("size={mib}m");
     let mounted =

@@ -1,35 +1,27 @@
 //! One session's journal, under one owner generation. What is recorded here has happened.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base_types::{CallId, Chain, Generation, SessionId, ToolUseId};
 use store_api::{CallEnd, CallRecord, CallState, Change, Store, StoreError, WorkPhase};
 use tokio::time::Instant;
 
-/// A database that is busy, restarts, or fails over must not cost a session its lease; one that
-/// stays away must not keep its owner believing. Below the time after which a node whose store is
-/// away lets go of everything.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// The same after one was away for that long, until it answers again: an item that is being ended
-/// for it must not wait as long at each step.
-const PATIENCE_LOST: Duration = Duration::from_millis(500);
+/// A database that is briefly busy must not cost a session its lease; one that stays away must not
+/// keep its owner believing. An outage of a database server is waited out by the store itself.
+const PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-const WAIT_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub struct Journal {
     store: Arc<dyn Store>,
     session: SessionId,
     generation: Generation,
-    /// The store was away for longer than anybody waits for it.
-    lost: Arc<AtomicBool>,
 }
 
 impl Journal {
     pub fn new(store: Arc<dyn Store>, session: SessionId, generation: Generation) -> Self {
-        Self { store, session, generation, lost: Arc::default() }
+        Self { store, session, generation }
     }
 
     /// Makes the changes durable, all or none.
@@ -37,18 +29,18 @@ impl Journal {
         let mut patience = self.patience();
         loop {
             match self.store.apply(&self.session, self.generation, changes).await {
-                Err(error @ (StoreError::Database { .. } | StoreError::Unavailable { .. })) => {
+                Err(error) if may_pass(&error) => {
                     patience.wait(error).await?;
                 }
                 // What cannot be done twice may have been done by the attempt before.
                 Err(error @ StoreError::Refused { .. }) if patience.waited => {
                     match self.has_happened(changes).await {
-                        Ok(true) => return self.answered(Ok(())),
-                        Ok(false) => return self.answered(Err(error)),
+                        Ok(true) => return Ok(()),
+                        Ok(false) => return Err(error),
                         Err(error) => patience.wait(error).await?,
                     }
                 }
-                applied => return self.answered(applied),
+                applied => return applied,
             }
         }
     }
@@ -102,10 +94,10 @@ impl Journal {
         let mut patience = self.patience();
         loop {
             match self.store.call_for(&self.session, tool_use).await {
-                Err(error @ (StoreError::Database { .. } | StoreError::Unavailable { .. })) => {
+                Err(error) if may_pass(&error) => {
                     patience.wait(error).await?;
                 }
-                known => return self.answered(known),
+                known => return known,
             }
         }
     }
@@ -114,10 +106,10 @@ impl Journal {
         let mut patience = self.patience();
         loop {
             match self.store.open_calls(&self.session).await {
-                Err(error @ (StoreError::Database { .. } | StoreError::Unavailable { .. })) => {
+                Err(error) if may_pass(&error) => {
                     patience.wait(error).await?;
                 }
-                known => return self.answered(known),
+                known => return known,
             }
         }
     }
@@ -126,28 +118,19 @@ impl Journal {
         &self.session
     }
 
-    fn answered<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
-        self.lost.store(false, Ordering::Relaxed);
-        answer
-    }
-
     fn patience(&self) -> Patience<'_> {
-        let patience = match self.lost.load(Ordering::Relaxed) {
-            true => PATIENCE_LOST,
-            false => PATIENCE,
-        };
-        Patience {
-            journal: self,
-            until: Instant::now() + patience,
-            next: FIRST_WAIT,
-            waited: false,
-        }
+        let until = Instant::now() + PATIENCE;
+        Patience { session: &self.session, until, next: FIRST_WAIT, waited: false }
     }
+}
+
+fn may_pass(error: &StoreError) -> bool {
+    matches!(error, StoreError::Database { .. } | StoreError::Unavailable { .. })
 }
 
 /// How long one question to the store may still be repeated.
 struct Patience<'a> {
-    journal: &'a Journal,
+    session: &'a SessionId,
     until: Instant,
     next: Duration,
     /// An attempt failed, and what became of it is not known.
@@ -158,12 +141,11 @@ impl Patience<'_> {
     /// Waits for the next attempt, or gives the error back when there is none.
     async fn wait(&mut self, error: StoreError) -> Result<(), StoreError> {
         if Instant::now() + self.next >= self.until {
-            self.journal.lost.store(true, Ordering::Relaxed);
             return Err(error);
         }
-        tracing::warn!(session = %self.journal.session, error = %Chain(&error), "journal");
+        tracing::warn!(session = %self.session, error = %Chain(&error), "journal");
         tokio::time::sleep(self.next).await;
-        self.next = (self.next * 2).min(WAIT_MAX);
+        self.next *= 2;
         self.waited = true;
         Ok(())
     }

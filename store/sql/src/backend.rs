@@ -5,7 +5,7 @@
 //! not used again: the server takes back what it was in the middle of.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
@@ -17,13 +17,18 @@ use crate::failure::failed;
 
 /// An outage of PostgreSQL is waited out this long before the caller is told: a restart takes
 /// seconds, a failover some tens of them, and a session's lease is longer.
-pub(crate) const RIDE_OUT: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The same once one has lasted longer, until an answer comes: whoever lets go of its sessions for
+/// it must not wait that long at each step.
+const PATIENCE_LOST: Duration = Duration::from_millis(500);
+
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One attempt. A server whose machine is gone says no farewell, and the kernel would wait for it
 /// for a quarter of an hour.
-const ATTEMPT_MAX: Duration = Duration::from_secs(15);
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(crate) enum Backend {
@@ -35,6 +40,7 @@ pub(crate) enum Backend {
     Postgres {
         pool: PgPool,
         trust: Trust,
+        patience: Duration,
     },
 }
 
@@ -43,6 +49,8 @@ pub(crate) enum Backend {
 pub(crate) struct Trust {
     born: Instant,
     outage_at_ms: Arc<AtomicU64>,
+    /// An outage lasted longer than anybody waits, and nothing has been answered since.
+    lost: Arc<AtomicBool>,
 }
 
 /// A connection for one attempt at one piece of work.
@@ -115,9 +123,7 @@ impl<'b> Attempts<'b> {
     pub async fn read(&self) -> Result<Link, StoreError> {
         let link = match self.backend {
             Backend::Sqlite { readers, .. } => readers.acquire().await.map(Link::SqliteRead),
-            Backend::Postgres { pool, .. } => pool.acquire().await.map(|connection| {
-                Link::Postgres(PostgresLink { connection, in_transaction: false, finished: false })
-            }),
+            Backend::Postgres { .. } => return self.postgres(false).await.map(Link::Postgres),
         };
         link.map_err(failed(self.action))
     }
@@ -127,14 +133,24 @@ impl<'b> Attempts<'b> {
             Backend::Sqlite { writer, .. } => {
                 writer.begin().await.map(Link::SqliteWrite).map_err(failed(self.action))
             }
-            Backend::Postgres { pool, .. } => {
-                let connection = pool.acquire().await.map_err(failed(self.action))?;
-                let mut link = PostgresLink { connection, in_transaction: true, finished: false };
+            Backend::Postgres { .. } => {
+                let mut link = self.postgres(true).await?;
                 self.bounded(self.simple(&mut link, "BEGIN ISOLATION LEVEL READ COMMITTED"))
                     .await?;
                 Ok(Link::Postgres(link))
             }
         }
+    }
+
+    async fn postgres(&self, in_transaction: bool) -> Result<PostgresLink, StoreError> {
+        let Backend::Postgres { pool, trust, .. } = self.backend else {
+            unreachable!("asked of PostgreSQL only")
+        };
+        let limit = if trust.is_lost() { PATIENCE_LOST } else { ATTEMPT_MAX };
+        let acquired = tokio::time::timeout(limit, pool.acquire()).await;
+        let acquired = acquired.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        let connection = acquired.map_err(failed(self.action))?;
+        Ok(PostgresLink { connection, in_transaction, finished: false })
     }
 
     async fn simple(
@@ -196,9 +212,9 @@ impl<'b> Attempts<'b> {
         &mut self,
         done: Result<T, StoreError>,
     ) -> Option<Result<T, StoreError>> {
-        let (Backend::Postgres { trust, .. }, Err(StoreError::Unavailable { outage, source, .. })) =
-            (self.backend, &done)
-        else {
+        let Backend::Postgres { trust, patience, .. } = self.backend else { return Some(done) };
+        let Err(StoreError::Unavailable { outage, source, .. }) = &done else {
+            trust.lost.store(false, Ordering::Relaxed);
             return Some(done);
         };
         if matches!(outage, Outage::Unreachable | Outage::Restarting | Outage::ReadOnly) {
@@ -208,7 +224,12 @@ impl<'b> Attempts<'b> {
             tracing::warn!(action = self.action, %outage, error = %source, "waiting for the database");
             Instant::now()
         });
-        if since.elapsed() + self.wait > RIDE_OUT {
+        let patience = match trust.is_lost() {
+            true => PATIENCE_LOST.min(*patience),
+            false => *patience,
+        };
+        if since.elapsed() + self.wait > patience {
+            trust.lost.store(true, Ordering::Relaxed);
             return Some(done);
         }
         tokio::time::sleep(self.wait).await;
@@ -241,13 +262,17 @@ impl Drop for PostgresLink {
 
 impl Trust {
     pub fn new() -> Self {
-        Self { born: Instant::now(), outage_at_ms: Arc::default() }
+        Self { born: Instant::now(), outage_at_ms: Arc::default(), lost: Arc::default() }
     }
 
     /// Every connection that exists now may be broken, or lead to a server that is not the one.
     fn lose(&self) {
         let now_ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.outage_at_ms.fetch_max(now_ms, Ordering::Relaxed);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Whether a connection of that age was made after the last outage.

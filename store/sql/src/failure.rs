@@ -21,6 +21,8 @@ pub(crate) fn failed(action: &'static str) -> impl Fn(sqlx::Error) -> StoreError
 /// `None`: it will not pass by itself.
 pub(crate) fn outage(error: &sqlx::Error) -> Option<Outage> {
     match error {
+        // What was received is not what it should be, a certificate for one.
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => None,
         sqlx::Error::Io(_) => Some(Outage::Unreachable),
         // The pool tries until then, whatever the reason: all are in use, or none can be made.
         sqlx::Error::PoolTimedOut => Some(Outage::Slow),

@@ -35,6 +35,7 @@ use store_api::{
 
 use backend::{Backend, attempt};
 
+pub use backend::PATIENCE;
 pub use open::OpenError;
 pub use postgres::{Encryption, Host, PostgresOptions, ServerFacts, drop_schema, inspect};
 

@@ -5,6 +5,7 @@ mod open;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use base_types::Secret;
 use sqlx::ConnectOptions;
@@ -27,6 +28,9 @@ pub struct PostgresOptions {
     pub schema: String,
     /// At most this many connections at once.
     pub connections: u32,
+    /// How long an outage is waited out before the caller is told; [`crate::PATIENCE`] unless there
+    /// is a reason.
+    pub patience: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use store_api::Outage;
 
 use super::{PostgresOptions, quoted};
 use crate::SqlStore;
-use crate::backend::{Backend, RIDE_OUT, Trust};
+use crate::backend::{Backend, Trust};
 use crate::failure;
 use crate::open::{OpenError, schema_error};
 
@@ -33,9 +33,9 @@ const OPEN_WAIT: Duration = Duration::from_millis(500);
 
 /// What the server ends by itself, so that no lock outlives its holder's interest in it. In its
 /// own unit, milliseconds. All are shorter than an attempt.
-const STATEMENT_TIMEOUT: &str = "12000";
-const LOCK_TIMEOUT: &str = "10000";
-const IDLE_IN_TRANSACTION_TIMEOUT: &str = "14000";
+const STATEMENT_TIMEOUT: &str = "8000";
+const LOCK_TIMEOUT: &str = "7000";
+const IDLE_IN_TRANSACTION_TIMEOUT: &str = "9000";
 
 /// Of each connection. A commit is on the disk when it is answered, whatever the server's default;
 /// a stronger one stays.
@@ -58,7 +58,7 @@ impl SqlStore {
             match prepare(options).await {
                 Ok(()) => return Ok(SqlStore { backend: pool(options).await? }),
                 Err(OpenError::Unavailable { outage, source, .. })
-                    if began.elapsed() + OPEN_WAIT < RIDE_OUT =>
+                    if began.elapsed() + OPEN_WAIT < options.patience =>
                 {
                     tracing::warn!(place = %options, %outage, error = %source, "waiting for the database");
                     tokio::time::sleep(OPEN_WAIT).await;
@@ -198,7 +198,7 @@ async fn pool(options: &PostgresOptions) -> Result<Backend, OpenError> {
         .connect_with(options.connect_options())
         .await
         .map_err(|error| open_error(options, error))?;
-    Ok(Backend::Postgres { pool, trust })
+    Ok(Backend::Postgres { pool, trust, patience: options.patience })
 }
 
 /// A standby would answer questions with what was true some time ago.
@@ -242,7 +242,8 @@ fn open_error(options: &PostgresOptions, error: sqlx::Error) -> OpenError {
             let schema = options.schema.clone();
             OpenError::NoRights { place, user, schema, source: Box::new(error) }
         }
-        _ if matches!(error, sqlx::Error::Tls(_)) => {
+        // An error of another kind would be an outage.
+        _ if matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Io(_)) => {
             OpenError::Insecure { place, source: Box::new(error) }
         }
         _ => OpenError::Connect { place, source: Box::new(error) },
