@@ -7,6 +7,7 @@ mod developer;
 mod explained;
 mod official_client;
 mod operator;
+mod own_image;
 mod refused;
 mod served;
 mod sleep;
