@@ -29,7 +29,7 @@ pub use choose::{Chosen, DEFAULT_PROFILE, SessionFacts};
 pub use credential::{KeyError, read_key_file};
 pub use explain::{Explanation, Miss, Outcome, ProfileVerdict, RuleVerdict};
 pub use keys::{Fallback, KEYS, Key, Section};
-pub use load::{Overrides, Paths, Sources, load, load_without_environments, paths};
+pub use load::{Overrides, Paths, Sources, load, load_store, load_without_environments, paths};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use reference::reference;
 pub use review::{Finding, FindingKind};

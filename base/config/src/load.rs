@@ -15,7 +15,7 @@ use crate::problem::{ConfigErrors, Place, Report};
 use crate::profiles;
 use crate::review::review;
 use crate::section::Table;
-use crate::store;
+use crate::store::{self, StoreConfig};
 use crate::types::{Config, Environment, Limits, Pool, Tenancy};
 
 /// What flags set. It overrides variables and the file.
@@ -100,6 +100,18 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
 /// [`Config::environments`] is empty. For who has no business with keys.
 pub fn load_without_environments(sources: &Sources) -> Result<Config, ConfigErrors> {
     load_with(sources, false)
+}
+
+/// The journal's place alone, with its password.
+pub fn load_store(sources: &Sources) -> Result<StoreConfig, ConfigErrors> {
+    let mut report = Report::default();
+    let document = find_file(sources, &mut report);
+    let text = document.readable(&mut report);
+    let tables = tables(&text);
+    let top = top_table(&document, tables.get_ref(), sources, &mut report);
+    let table = single(&document, &top, Section::Store, sources, &mut report);
+    let store = store::read(&table, &sources.variables, true, &mut report);
+    report.into_result(store).map(|(store, _)| store)
 }
 
 /// The directories alone. Other mistakes in the configuration do not matter to who asks this.
@@ -258,6 +270,7 @@ fn limits(table: &Table<'_>) -> Limits {
         idle: table.get_or_default("idle"),
         shutdown_drain: table.get_or_default("shutdown_drain"),
         log_retention: table.get_or_default("log_retention"),
+        node_ttl: table.get_or_default("node_ttl"),
         brain_connect: table.get_or_default("brain_connect"),
         brain_request: table.get_or_default("brain_request"),
         beat_attempt: table.get_or_default("beat_attempt"),

@@ -141,6 +141,7 @@ pub struct Limits {
     pub idle: Duration,
     pub shutdown_drain: Duration,
     pub log_retention: Duration,
+    pub node_ttl: Duration,
     pub brain_connect: Duration,
     pub brain_request: Duration,
     pub beat_attempt: Duration,

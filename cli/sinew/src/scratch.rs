@@ -9,15 +9,19 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use base_config::{Overrides, PostgresUrl, Sources};
 use control_server::client::ApiClient;
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox_launcher::wire::Leave;
 use sandbox_launcher::{LauncherDriver, Layout};
+use store_sql::{PostgresOptions, drop_schema};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::cmd::brain::BrainReady;
+use crate::exit::UsageError;
+use crate::store::Journal;
 
 /// On a disk (volumes are allocated in full), and everybody may walk through it: `serve` and the
 /// launcher run as different users.
@@ -30,6 +34,9 @@ const BRAIN_WAIT: Duration = Duration::from_secs(20);
 const LEAVE_WAIT: Duration = Duration::from_secs(15);
 const LOG_TAIL_BYTES: u64 = 3_000;
 
+const STORE_URL: &str = "SINEW_STORE_URL";
+const STORE_SCHEMA: &str = "SINEW_STORE_SCHEMA";
+
 /// Small volumes: what runs here is a demonstration or a benchmark.
 const CONFIG: &str = "[pool]\ninitial = \"1GiB\"\nstep = \"1GiB\"\nmax = \"8GiB\"\n";
 
@@ -38,6 +45,13 @@ pub struct Scratch {
     images: PathBuf,
     brain: Option<Child>,
     serve: Option<Child>,
+    database: Option<Database>,
+}
+
+/// A schema of its own in a database of the caller's.
+struct Database {
+    url: String,
+    options: PostgresOptions,
 }
 
 impl Scratch {
@@ -49,11 +63,24 @@ impl Scratch {
         let dir = tempfile::Builder::new().prefix(&format!("sinew-{purpose}-")).tempdir_in(PARENT);
         let dir = dir.with_context(|| format!("make a temporary directory in {PARENT}"))?;
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
-        let scratch = Self { dir, images: std::path::absolute(images)?, brain: None, serve: None };
+        let scratch = Self {
+            dir,
+            images: std::path::absolute(images)?,
+            brain: None,
+            serve: None,
+            database: None,
+        };
         fs::create_dir(scratch.data())?;
         fs::set_permissions(scratch.data(), Permissions::from_mode(0o755))?;
-        fs::write(scratch.config(), CONFIG)?;
+        scratch.configure("")?;
         Ok(scratch)
+    }
+
+    /// What is started from now on has this in its configuration.
+    pub fn configure(&self, more: &str) -> anyhow::Result<()> {
+        let config = self.config();
+        let written = fs::write(&config, format!("{CONFIG}{more}"));
+        written.with_context(|| format!("write {}", config.display()))
     }
 
     pub fn path(&self) -> &Path {
@@ -76,6 +103,36 @@ impl Scratch {
         ApiClient::new(&self.data())
     }
 
+    /// Where the journal is, for people.
+    pub fn journal(&self) -> String {
+        match &self.database {
+            Some(Database { options, .. }) => format!("{options}, schema {}", options.schema),
+            None => "a SQLite file".to_owned(),
+        }
+    }
+
+    /// Has the journal kept in that database, in a schema that is removed with the rest.
+    pub fn keep_journal_in(&mut self, url: &str) -> anyhow::Result<()> {
+        // Looked at here, because a configuration would name a variable that the caller did not
+        // set; and not by the parser of flags, which would show a password that stands in it.
+        PostgresUrl::parse(url)
+            .map_err(|error| UsageError(format!("--store {error}: {}", error.fix())))?;
+        let name = self.dir.path().file_name().unwrap_or_default().to_string_lossy();
+        let schema = name.replace('-', "_").to_lowercase();
+        let of_ours = [(STORE_URL.into(), url.into()), (STORE_SCHEMA.into(), schema.into())];
+        let variables = std::env::vars_os().chain(of_ours);
+        let overrides = Overrides {
+            config: Some(self.config()),
+            data: Some(self.data()),
+            ..Overrides::default()
+        };
+        let config = base_config::load_store(&Sources::new(overrides, variables, true))?;
+        if let Journal::Postgres(options) = Journal::of(&config)? {
+            self.database = Some(Database { url: url.to_owned(), options });
+        }
+        Ok(())
+    }
+
     /// Starts the development brain on a free port.
     pub async fn start_brain(&mut self, scenarios: Option<&Path>) -> anyhow::Result<BrainReady> {
         let mut command = self.command("brain", "brain.log")?;
@@ -96,10 +153,28 @@ impl Scratch {
         command.env("ANTHROPIC_BASE_URL", &brain.url);
         command.env("ANTHROPIC_ENVIRONMENT_ID", &brain.environment_id);
         command.env("ANTHROPIC_ENVIRONMENT_KEY", &brain.environment_key);
+        match &self.database {
+            Some(Database { url, options }) => {
+                command.env(STORE_URL, url).env(STORE_SCHEMA, &options.schema);
+            }
+            // Whatever the caller's own journal is, it is none of ours.
+            None => {
+                for (name, _) in std::env::vars_os() {
+                    if name.to_string_lossy().starts_with("SINEW_STORE_") {
+                        command.env_remove(name);
+                    }
+                }
+            }
+        }
         let began = Instant::now();
         let (child, _) = self.spawn(command, "serve", SERVE_WAIT).await?;
         self.serve = Some(child);
         Ok(began.elapsed())
+    }
+
+    /// Asks `serve` to leave. Returns when it has.
+    pub async fn stop_serve(&mut self) -> anyhow::Result<()> {
+        leave("serve", self.serve.take()).await
     }
 
     /// SIGKILL, as a crash would end it. Returns when the process is gone.
@@ -114,14 +189,20 @@ impl Scratch {
         let serve = leave("serve", self.serve.take()).await;
         let brain = leave("brain", self.brain.take()).await;
         let launcher = end_launcher(&self.data()).await;
+        let journal = match self.database.take() {
+            Some(Database { options, .. }) => drop_schema(&options)
+                .await
+                .with_context(|| format!("remove schema {} from {options}", options.schema)),
+            None => Ok(()),
+        };
         if keep {
             let path = self.dir.keep();
             eprintln!("kept: {}", path.display());
-            return serve.and(brain).and(launcher);
+            return serve.and(brain).and(launcher).and(journal);
         }
         let path = self.dir.path().to_owned();
         let removed = self.dir.close().with_context(|| format!("remove {}", path.display()));
-        serve.and(brain).and(launcher).and(removed)
+        serve.and(brain).and(launcher).and(journal).and(removed)
     }
 
     /// The end of the logs, for whoever must find out why something failed.

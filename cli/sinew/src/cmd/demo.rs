@@ -21,6 +21,9 @@ async fn demo(args: DemoArgs) -> anyhow::Result<Exit> {
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
     let mut scratch = Scratch::new("demo", &args.images)?;
+    if let Some(url) = &args.store {
+        scratch.keep_journal_in(url)?;
+    }
     let played = tokio::select! {
         played = prepare_and_play(&mut scratch) => played,
         _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),

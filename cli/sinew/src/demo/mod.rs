@@ -29,7 +29,8 @@ pub async fn play(scratch: &mut Scratch) -> anyhow::Result<()> {
     output::line("Starting the development brain and `sinew serve` as two processes.")?;
     let ready = scratch.start_brain(None).await?;
     let took = scratch.start_serve(&ready).await?;
-    output::line(&format!("Serving {} (ready after {}).\n", ready.url, output::duration(took)))?;
+    output::line(&format!("Serving {} (ready after {}).", ready.url, output::duration(took)))?;
+    output::line(&format!("The journal is in {}.\n", scratch.journal()))?;
     let brain = BrainClient::new(ready.clone())?;
 
     output::line("Scene 1: two agent sessions at once, each in a sandbox of its own.\n")?;

@@ -5,6 +5,7 @@ mod brain;
 mod installation;
 mod kernel;
 mod limits;
+mod store;
 mod tools;
 
 use serde::Serialize;

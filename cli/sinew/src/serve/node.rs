@@ -4,7 +4,6 @@
 //! user, everything that reads a byte of a network or of a person.
 
 use std::fs::{self, File};
-use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -157,6 +156,7 @@ impl Node {
                 drain: config.limits.shutdown_drain,
                 beat_attempt: config.limits.beat_attempt,
                 log_retention: config.limits.log_retention,
+                node_ttl: config.limits.node_ttl,
                 ..Timeouts::default()
             },
         });
