@@ -233,6 +233,8 @@ pub fn agree(their_min: u32, theirs: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
@@ -269,6 +271,48 @@ mod tests {
             response.answer,
             Answer::Refused { refusal: Refusal::OlderEpoch { reached: Epoch(3) } }
         ));
+    }
+
+    /// What a launcher of version 1 and its client said to each other, recorded from the first
+    /// release.
+    const VERSION_1: &str = include_str!("../golden/version-1.jsonl");
+
+    /// Everything that was said is read, and what is written in its place has all of it: the other
+    /// side may be of that version.
+    #[test]
+    fn what_the_first_version_said_is_read_and_said_again() {
+        let mut count = 0;
+        for line in VERSION_1.lines() {
+            let recorded: Value = serde_json::from_str(line).unwrap();
+            let frame = &recorded["frame"];
+            let again = match recorded["to"].as_str() {
+                Some("launcher") => {
+                    encode(&decode::<Request>(frame.to_string().as_bytes()).unwrap())
+                }
+                _ => {
+                    let response: Response = decode(frame.to_string().as_bytes()).unwrap();
+                    let unknown = Answer::Refused { refusal: Refusal::Unknown };
+                    assert_ne!(encode(&response.answer), encode(&unknown), "{line}");
+                    encode(&response)
+                }
+            };
+            let again: Value = serde_json::from_slice(&again).unwrap();
+            assert!(contains(&again, frame), "{frame} became {again}");
+            count += 1;
+        }
+        assert!(count > 30, "{count}");
+    }
+
+    fn contains(whole: &Value, part: &Value) -> bool {
+        match (whole, part) {
+            (Value::Object(whole), Value::Object(part)) => part
+                .iter()
+                .all(|(name, value)| whole.get(name).is_some_and(|found| contains(found, value))),
+            (Value::Array(whole), Value::Array(part)) => {
+                whole.len() == part.len() && whole.iter().zip(part).all(|(w, p)| contains(w, p))
+            }
+            _ => whole == part,
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod place;
 mod process;
 mod storm;
+mod upgrade;
 
 use place::Launcher;
 

@@ -78,7 +78,7 @@ fn services(plan: &mut Plan, args: &InstallArgs, record: &Record) -> anyhow::Res
         match running_sandboxes(&record.data)? {
             Some(count) if !may_end => refuse_running(count)?,
             Some(count) if count > 0 => {
-                plan.notes.push(format!("the processes of {count} sandboxes are ended"));
+                plan.notes.push(format!("processes of sandboxes are ended, of {count} now"));
             }
             _ => {}
         }

@@ -206,8 +206,9 @@ pub fn refuse_running(count: usize) -> anyhow::Result<()> {
     match count {
         0 => Ok(()),
         count => bail!(
-            "{count} sandboxes run: stop their sessions first (`sinew session stop`), or end their \
-             processes with --end-sandboxes"
+            "{}: stop the sessions first (`sinew session stop`), or end the processes with \
+             --end-sandboxes",
+            if count == 1 { "1 sandbox runs".to_owned() } else { format!("{count} sandboxes run") }
         ),
     }
 }
