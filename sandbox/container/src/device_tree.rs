@@ -72,8 +72,8 @@ fn terminals(dev: BorrowedFd<'_>, options: &DeviceOptions<'_>) -> Result<(), Err
             (c"ptmxmode", Some(c"0666")),
             (c"mode", Some(c"0620")),
             (c"gid", Some(options.tty_group)),
-            // The host's total is shared; one sandbox must not use it up.
-            (c"max", Some(c"256")),
+            // The host's total (4,096) is shared by all sandboxes.
+            (c"max", Some(c"64")),
         ],
         MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )?;

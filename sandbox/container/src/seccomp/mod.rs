@@ -45,6 +45,9 @@ const PERSONALITIES: [u32; 6] = [0, 0x8, 0x2_0000, 0x2_0008, 0x4_0000, 0xFFFF_FF
 /// A type of socket that makes any internet family the packet family.
 const SOCK_PACKET: u32 = 10;
 
+/// In the flags of `memfd_create`, for pages of the host's pool of huge ones.
+const MFD_HUGETLB: u32 = 4;
+
 const BTRFS_AND_CLONE_MAGIC: u32 = 0x9400;
 const FICLONE: u32 = 0x4004_9409;
 const FICLONERANGE: u32 = 0x4020_940D;
@@ -54,7 +57,15 @@ const FIDEDUPERANGE: u32 = 0xC018_9436;
 /// itself takes an `int`.
 fn inspected() -> Vec<(libc::c_long, Block)> {
     let refused = errno(libc::EPERM);
+    // As where there are none. They are the host's, and no limit of a sandbox counts them.
+    let no_huge_pages = errno(libc::ENOMEM);
+    let huge = |argument: u32, flag: u32| {
+        Block::new().load(argument).when_any(flag, no_huge_pages).finally(ALLOW)
+    };
     vec![
+        (libc::SYS_mmap, huge(3, libc::MAP_HUGETLB as u32)),
+        (libc::SYS_memfd_create, huge(1, MFD_HUGETLB)),
+        (libc::SYS_shmget, huge(2, libc::SHM_HUGETLB as u32)),
         (libc::SYS_ioctl, ioctl()),
         (libc::SYS_clone, Block::new().load(0).when_any(NEW_NAMESPACES, refused).finally(ALLOW)),
         (libc::SYS_socket, socket()),

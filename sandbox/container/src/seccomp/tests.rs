@@ -10,13 +10,13 @@ fn answer(
     filter: &[libc::sock_filter],
     architecture: u32,
     number: u32,
-    arguments: [u64; 3],
+    arguments: [u64; 4],
 ) -> u32 {
     let load = |offset: u32| match offset {
         0 => number,
         4 => architecture,
-        16 | 24 | 32 => arguments[(offset as usize - 16) / 8] as u32,
-        20 | 28 | 36 => (arguments[(offset as usize - 20) / 8] >> 32) as u32,
+        16 | 24 | 32 | 40 => arguments[(offset as usize - 16) / 8] as u32,
+        20 | 28 | 36 | 44 => (arguments[(offset as usize - 20) / 8] >> 32) as u32,
         other => panic!("load from {other}"),
     };
     let (mut accumulator, mut at) = (0_u32, 0_usize);
@@ -44,7 +44,8 @@ fn answer(
 }
 
 fn of(number: libc::c_long, arguments: [u64; 3]) -> u32 {
-    answer(&filter(), X86_64, number as u32, arguments)
+    let [a, b, c] = arguments;
+    answer(&filter(), X86_64, number as u32, [a, b, c, 0])
 }
 
 const ALLOWED: u32 = libc::SECCOMP_RET_ALLOW;
@@ -73,7 +74,7 @@ fn lists_do_not_overlap_and_every_entry_gets_its_answer() {
         }
     }
     for number in 0..700 {
-        let answer = answer(&filter, X86_64, number as u32, [0; 3]);
+        let answer = answer(&filter, X86_64, number as u32, [0; 4]);
         let expected = match seen.get(&number) {
             Some(&"allowed") => ALLOWED,
             Some(&"absorbed") => failed(0),
@@ -88,10 +89,10 @@ fn lists_do_not_overlap_and_every_entry_gets_its_answer() {
 #[test]
 fn other_architectures_do_not_exist() {
     let filter = filter();
-    assert_eq!(answer(&filter, I386, 3, [0; 3]), failed(libc::ENOSYS));
-    assert_eq!(answer(&filter, X86_64, 0x4000_0000, [0; 3]), failed(libc::ENOSYS));
-    assert_eq!(answer(&filter, X86_64, 0x4000_0000 | 135, [0; 3]), failed(libc::ENOSYS));
-    assert_eq!(answer(&filter, X86_64, u32::MAX, [0; 3]), failed(libc::ENOSYS));
+    assert_eq!(answer(&filter, I386, 3, [0; 4]), failed(libc::ENOSYS));
+    assert_eq!(answer(&filter, X86_64, 0x4000_0000, [0; 4]), failed(libc::ENOSYS));
+    assert_eq!(answer(&filter, X86_64, 0x4000_0000 | 135, [0; 4]), failed(libc::ENOSYS));
+    assert_eq!(answer(&filter, X86_64, u32::MAX, [0; 4]), failed(libc::ENOSYS));
 }
 
 #[test]
@@ -151,6 +152,23 @@ fn arguments_decide_where_they_must() {
     assert_eq!(of(libc::SYS_prlimit64, [0, files, 4096]), ALLOWED);
     assert_eq!(of(libc::SYS_socketpair, [libc::AF_UNIX as u64, 1, 0]), ALLOWED);
     assert_eq!(of(libc::SYS_socketpair, [30, 1, 0]), failed(libc::EAFNOSUPPORT));
+}
+
+#[test]
+fn the_hosts_huge_pages_are_not_there() {
+    let none = failed(libc::ENOMEM);
+    let filter = filter();
+    let map =
+        |flags: i32| answer(&filter, X86_64, libc::SYS_mmap as u32, [0, 1 << 21, 3, flags as u64]);
+    assert_eq!(map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS), ALLOWED);
+    assert_eq!(map(libc::MAP_SHARED | libc::MAP_POPULATE), ALLOWED);
+    assert_eq!(map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB), none);
+    assert_eq!(of(libc::SYS_memfd_create, [0, libc::MFD_CLOEXEC.into(), 0]), ALLOWED);
+    let gigabyte = u64::from(libc::MFD_CLOEXEC | libc::MFD_HUGETLB) | 30 << 26;
+    assert_eq!(of(libc::SYS_memfd_create, [0, gigabyte, 0]), none);
+    assert_eq!(of(libc::SYS_shmget, [0, 4096, libc::IPC_CREAT as u64]), ALLOWED);
+    let huge = (libc::IPC_CREAT | libc::SHM_HUGETLB) as u64;
+    assert_eq!(of(libc::SYS_shmget, [0, 1 << 21, huge]), none);
 }
 
 #[test]

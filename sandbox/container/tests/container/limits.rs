@@ -97,6 +97,20 @@ fn disk_holds_against_root_through_the_overlay() {
 }
 
 #[test]
+fn terminals() {
+    let Some(machine) = Machine::new("terminals") else { return };
+    let mut sandbox = machine.start();
+    let script = "import os\nopened = []\ntry:\n  while True: opened.append(os.openpty())\n\
+                  except OSError as error: print(len(opened), error.strerror)";
+    let said = sandbox.user(&format!("python3 -c '{script}'")).ok();
+    assert!(said.starts_with("64 ") || said.starts_with("63 "), "{said}");
+    // They come back with who had them.
+    let again = sandbox.user(&format!("python3 -c '{script}'")).ok();
+    assert_eq!(again, said);
+    machine.kill(&mut sandbox);
+}
+
+#[test]
 fn open_files_and_cores() {
     let Some(machine) = Machine::new("limits::open_files") else { return };
     let mut sandbox = machine.start();
