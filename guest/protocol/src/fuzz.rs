@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use crate::call::{CallSpec, CallState, OutputChunk};
+use crate::call::{AgentInfo, CallSpec, CallState, OutputChunk};
 use crate::frame::take_message;
 use crate::terminal::{OpenedTerminal, TerminalChunk, TerminalSpec, accept_list};
 use crate::vt::Scanner;
@@ -17,6 +17,7 @@ pub fn fuzz_response(bytes: &[u8]) {
             Some(ResponseBody::Hello(hello)) => drop(version::agree(&hello)),
             Some(ResponseBody::State(state)) => drop(CallState::try_from(state)),
             Some(ResponseBody::Output(output)) => drop(OutputChunk::accept(output, 0, 1 << 16)),
+            Some(ResponseBody::Info(info)) => drop(AgentInfo::try_from(info)),
             Some(ResponseBody::OpenedTerminal(opened)) => drop(OpenedTerminal::try_from(opened)),
             Some(ResponseBody::Terminals(list)) => drop(accept_list(list)),
             Some(ResponseBody::TerminalOutput(output)) => fuzz_terminal_output(output),

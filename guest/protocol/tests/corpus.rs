@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use guest_protocol::wire::{self, Request, RequestBody, Response, ResponseBody};
 use guest_protocol::{
-    Block, CallId, CallSpec, CallState, Exit, FileOp, FileSpec, Note, Outcome, OutputLimits,
-    PtySize, Root, RunAs, ShellSpec, Work, frame, fuzz, version,
+    AgentInfo, Block, CallId, CallSpec, CallState, EntrypointEnd, EntrypointInfo, Epoch, Exit,
+    FileOp, FileSpec, Note, Outcome, OutputLimits, PtySize, Root, RunAs, ShellSpec, Work, frame,
+    fuzz, version,
 };
 
 use guest_protocol::terminal::{OpenedTerminal, Terminal, TerminalId, TerminalSpec};
@@ -38,6 +39,25 @@ fn the_corpus_never_panics() {
         files += 1;
     }
     assert!(files >= 8, "{files} files");
+}
+
+fn info() -> AgentInfo {
+    AgentInfo {
+        epoch: Epoch(3),
+        build: "seed".into(),
+        shell_alive: true,
+        running: vec![CallId::new("call_0123456789abcdef0123456789abcdef")],
+        finished: 1,
+        uptime: Duration::from_secs(5),
+        kept_outputs: 2,
+        entrypoint: Some(EntrypointInfo {
+            command: "nginx -g".into(),
+            started_at_ms: 1,
+            end: Some(EntrypointEnd { exit: Exit::Signal(15), at_ms: 2 }),
+            output_bytes: 4,
+            tail: b"tail".to_vec(),
+        }),
+    }
 }
 
 #[test]
@@ -84,6 +104,7 @@ fn write_seeds() {
         total_bytes: 40,
         end: None,
     }));
+    answers.push(ResponseBody::Info(info().into()));
     for (number, body) in answers.into_iter().enumerate() {
         save(&format!("answer-{number}"), FROM_AGENT, &Response { id: 7, body: Some(body) });
     }
