@@ -32,7 +32,11 @@ impl EntrypointWatch {
             return None;
         }
         let info = tokio::time::timeout(time, client.info()).await.ok()?.ok()?;
-        let Some(entrypoint) = info.entrypoint else {
+        self.news(info.entrypoint)
+    }
+
+    fn news(&self, entrypoint: Option<EntrypointInfo>) -> Option<String> {
+        let Some(entrypoint) = entrypoint else {
             self.over.store(true, Ordering::Relaxed);
             return None;
         };
@@ -80,16 +84,34 @@ mod tests {
 
     use super::*;
 
-    fn text(exit: Exit, tail: &str) -> String {
-        let end = Some(EntrypointEnd { exit, at_ms: 2 });
-        end_text(&EntrypointInfo {
+    fn info(exit: Option<Exit>, tail: &str) -> EntrypointInfo {
+        EntrypointInfo {
             command: "nginx -g".into(),
             started_at_ms: 1,
-            end,
+            end: exit.map(|exit| EntrypointEnd { exit, at_ms: 2 }),
             output_bytes: tail.len() as u64,
             tail: tail.as_bytes().to_vec(),
-        })
-        .unwrap()
+        }
+    }
+
+    fn text(exit: Exit, tail: &str) -> String {
+        end_text(&info(Some(exit), tail)).unwrap()
+    }
+
+    #[test]
+    fn an_end_is_told_once_and_not_again_after_a_restart() {
+        let [running, ended] = [None, Some(Exit::Code(0))].map(|exit| Some(info(exit, "")));
+        let is_told = |began_now, looks: &[&Option<EntrypointInfo>]| {
+            let watch = EntrypointWatch::new(began_now);
+            let told: Vec<bool> =
+                looks.iter().map(|look| watch.news((*look).clone()).is_some()).collect();
+            (told, watch.over.load(Ordering::Relaxed))
+        };
+        assert_eq!(is_told(true, &[&ended]), (vec![true], true));
+        assert_eq!(is_told(true, &[&running, &running]), (vec![false, false], false));
+        assert_eq!(is_told(false, &[&running, &ended]), (vec![false, true], true));
+        assert_eq!(is_told(false, &[&ended]), (vec![false], true), "an earlier process told");
+        assert_eq!(is_told(true, &[&None]), (vec![false], true), "there is none");
     }
 
     #[test]

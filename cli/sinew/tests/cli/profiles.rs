@@ -134,6 +134,23 @@ fn a_profile_whose_image_is_missing_is_named() {
 }
 
 #[test]
+fn a_profile_that_asks_for_an_entrypoint_its_image_lacks_is_warned_of() {
+    let name = "a_profile_that_asks_for_an_entrypoint_its_image_lacks_is_warned_of";
+    let images = std::env::var("SINEW_IMAGES").unwrap_or("/var/cache/sinew/images".to_owned());
+    let file = "[[profile]]\nname = \"odd\"\nimage = \"debian-minimal\"\nentrypoint = true\n";
+    let dir = installation(file);
+    let output = sinew(dir.path(), &["profile", "check", "--json", "--images", &images]);
+    let answer = answer(&output);
+    if answer["profiles"][0]["image_found"] != true {
+        eprintln!("SKIP {name}: no image debian-minimal in {images}");
+        return;
+    }
+    let warning = &answer["warnings"][0];
+    let expected = "profile `odd` has `entrypoint = true`, and image `debian-minimal` names none";
+    assert_eq!((&warning["what"], &warning["line"]), (&expected.into(), &1.into()), "{answer}");
+}
+
+#[test]
 fn explaining_names_what_speaks_against_each_rule() {
     let dir = installation(FILE);
     let args = ["--environment", "env_2", "--agent", "agent_2", "--meta", "team=red"];

@@ -148,6 +148,16 @@ async fn an_image_with_nothing_in_it_serves_files_and_its_own_program() {
     assert!(matches!(outcome.exit, Exit::FailedToStart(_)), "{outcome:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     machine.kill(&mut sandbox);
+
+    // An operator may have tools work in the root itself.
+    restart(&machine, &mut sandbox, image.path(), |spec| spec.workdir = "/".into());
+    let agent = Agent::of(&sandbox).await;
+    assert_eq!(agent.read("workspace/d/a.txt").await, "alpha\ngamma\n");
+    agent.write("tmp/b", "x").await;
+    let outputs = FileOp::Write { path: format!("{OUTPUT_PATH}/x"), content: vec![] };
+    let (exit, said) = agent.run(file(outputs)).await;
+    assert!(exit == Exit::Code(1) && said.contains("read-only"), "{said}");
+    machine.kill(&mut sandbox);
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! `sinew profile check`: everything that can be said of the profiles before a session comes.
 
-use base_config::{Config, ConfigErrors, Finding, Problem, Profile};
+use base_config::{Config, ConfigErrors, Entrypoint, Finding, Problem, Profile};
 use base_types::Chain;
-use sandbox_image::ImageStore;
+use sandbox_image::{ImageConfig, ImageStore};
 use serde::Serialize;
 
 use super::{ProblemView, configured, load, wants};
@@ -83,6 +83,7 @@ fn examine(config: &Config) -> Answer {
     });
     let profiles = config.profiles.iter();
     let profiles: Vec<_> = profiles.map(|of| ProfileView::of(of, images.as_ref())).collect();
+    warnings.extend(config.profiles.iter().filter_map(|of| no_entrypoint(of, images.as_ref()?)));
     let findings = config.review();
     let is_of_a_rule = |warning: &&Problem| findings.iter().any(|of| of.problem == **warning);
     let others = config.warnings.iter().filter(|warning| !is_of_a_rule(warning));
@@ -95,6 +96,23 @@ fn examine(config: &Config) -> Answer {
         rules: findings.iter().map(RuleView::of).collect(),
         warnings,
     }
+}
+
+/// A profile that asks for what its image does not name.
+fn no_entrypoint(profile: &Profile, images: &ImageStore) -> Option<ProblemView> {
+    let image = images.get(&profile.image).ok()?;
+    let names_one = |of: &ImageConfig| !of.entrypoint.is_empty() || !of.cmd.is_empty();
+    if profile.entrypoint != Entrypoint::OfImage
+        || image.manifest.config.as_ref().is_some_and(names_one)
+    {
+        return None;
+    }
+    let (name, image) = (&profile.name, &profile.image);
+    Some(ProblemView::of(&Problem {
+        place: profile.place.clone(),
+        what: format!("profile `{name}` has `entrypoint = true`, and image `{image}` names none"),
+        fix: Some("write the words of a program, or remove it".to_owned()),
+    }))
 }
 
 impl ProfileView {
