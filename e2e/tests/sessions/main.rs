@@ -4,10 +4,13 @@
 
 mod crash;
 mod developer;
+mod environments;
 mod explained;
+mod nodes;
 mod official_client;
 mod operator;
 mod own_image;
+mod postgres;
 mod refused;
 mod served;
 mod sleep;
