@@ -58,8 +58,9 @@ impl Installation {
     pub fn without_serve(images: &Path, options: Options) -> Self {
         let process = BrainProcess::start(&options.scenarios);
         let brain = process.brain.clone();
-        let installation = Self::of_brain(images, &options.config, brain);
-        Self { brain_process: Some(process), ..installation }
+        let mut installation = Self::of_brain(images, &options.config, brain);
+        installation.brain_process = Some(process);
+        installation
     }
 
     /// Another installation for a brain that is there; without `serve`.
@@ -118,7 +119,7 @@ impl Installation {
         command.arg("serve").arg("--data").arg(self.data());
         command.arg("--images").arg(&self.images);
         command.arg("--config").arg(self.dir.path().join("sinew.toml"));
-        for inherited in ["SINEW_DATA", "SINEW_IMAGES", "SINEW_CONFIG"] {
+        for inherited in ["SINEW_DATA", "SINEW_IMAGES", "SINEW_CONFIG", "SINEW_STORE_URL"] {
             command.env_remove(inherited);
         }
         command

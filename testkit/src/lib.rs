@@ -8,6 +8,7 @@
 
 mod binary;
 mod brain;
+mod brain_process;
 mod installation;
 mod machine;
 mod postgres;
@@ -15,6 +16,7 @@ mod skip;
 
 pub use binary::sinew_binary;
 pub use brain::{Brain, Played, PostedResult, Verdict};
+pub use brain_process::BrainProcess;
 pub use installation::{Installation, Options};
 pub use machine::{BINARY_IN_MACHINE, Machine};
 pub use postgres::{Ending, Postgres, PostgresSettings};
