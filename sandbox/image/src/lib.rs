@@ -45,6 +45,7 @@ pub use store::{
 };
 pub use tree::{TreeDigest, TreeError};
 pub use unpack::error::UnpackError;
+pub use unpack::fuzz::fuzz_import;
 pub use unpack::limits::ImportLimits;
 pub use unpack::main as unpacker;
 pub use users::{User, Users};

@@ -21,8 +21,8 @@ pub(crate) fn remove_tree(dir: &Path) -> io::Result<()> {
     if !metadata.is_dir() {
         return fs::remove_file(dir);
     }
-    refuse_other_devices(dir, metadata.dev())?;
-    fs::remove_dir_all(dir)
+    flatten(dir, metadata.dev())?;
+    fs::remove_dir(dir)
 }
 
 /// Deepest first, so that each can be unmounted.
@@ -54,28 +54,78 @@ fn unescape(field: &str) -> String {
     text
 }
 
-/// A second look, for a mount that the table did not show.
-fn refuse_other_devices(dir: &Path, device: u64) -> io::Result<()> {
-    let mut pending = vec![dir.to_owned()];
-    while let Some(next) = pending.pop() {
-        for entry in fs::read_dir(&next)? {
-            let entry = entry?;
-            let metadata = entry.metadata()?;
-            if metadata.dev() != device {
-                let path = entry.path();
-                return Err(io::Error::other(format!("{} is a mount point", path.display())));
+/// Empties `dir` level by level: what lies deeper is moved up, next to it. Neither a path too long
+/// for the kernel nor a stack too short for the depth stops it, and an unpacker that was taken over
+/// can leave a tree of any depth.
+fn flatten(dir: &Path, device: u64) -> io::Result<()> {
+    let mut number = 0;
+    loop {
+        let mut found_any = false;
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            found_any = true;
+            if !fs::symlink_metadata(&path)?.is_dir() {
+                fs::remove_file(&path)?;
+                continue;
             }
-            if metadata.is_dir() {
-                pending.push(entry.path());
+            refuse_other_device(&path, device)?;
+            for inner in fs::read_dir(&path)? {
+                let inner = inner?;
+                match inner.file_type()?.is_dir() {
+                    true => move_up(&inner.path(), dir, &mut number)?,
+                    false => fs::remove_file(inner.path())?,
+                }
             }
+            fs::remove_dir(&path)?;
+        }
+        if !found_any {
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// To a name that nothing has.
+fn move_up(from: &Path, dir: &Path, number: &mut u64) -> io::Result<()> {
+    loop {
+        *number += 1;
+        let to = dir.join(format!(".moved-{number}"));
+        match fs::symlink_metadata(&to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return fs::rename(from, to),
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// A second look, for a mount that the table did not show.
+fn refuse_other_device(path: &Path, device: u64) -> io::Result<()> {
+    match fs::symlink_metadata(path)?.dev() == device {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("{} is a mount point", path.display()))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tree_of_any_depth_is_removed() {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let mut deepest = openat(CWD, &tree, OFlags::PATH, Mode::empty()).unwrap();
+        // Longer than any path, and deeper than a stack that is called for each level.
+        for level in 0..20_000 {
+            // Names that the removal itself would choose, too.
+            let name = format!(".moved-{}", level % 7);
+            mkdirat(&deepest, &name, Mode::RWXU).unwrap();
+            deepest = openat(&deepest, &name, OFlags::PATH, Mode::empty()).unwrap();
+        }
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+    }
 
     #[test]
     fn what_is_mounted_in_a_tree_survives_its_removal() {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::{COMMANDS, sinew, stderr, stdout};
 
-const HIDDEN: [&str; 3] = ["launcher", "teardown", "reference"];
+const HIDDEN: [&str; 4] = ["launcher", "teardown", "reference", "unpack"];
 
 fn script(shell: &str, dir: &Path) -> String {
     let output = sinew(dir, &["completions", shell]);

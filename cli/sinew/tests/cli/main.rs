@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 mod generated;
+mod images;
 mod profiles;
 
 const COMMANDS: [&str; 10] = [
@@ -50,7 +51,7 @@ fn help_names_every_command_and_each_has_its_own() {
         let own = sinew(dir.path(), &[command, "--help"]);
         assert!(own.status.success() && stdout(&own).contains("Usage: sinew"), "{command}");
     }
-    for hidden in ["launcher", "reference", "teardown"] {
+    for hidden in ["launcher", "reference", "teardown", "unpack"] {
         assert!(!stdout(&help).contains(hidden), "{hidden}");
     }
 }

@@ -227,17 +227,12 @@ impl Layout<'_> {
         let bytes = self.source.document(&image.config, self.watch)?;
         let bytes = bytes.ok_or_else(|| missing("the configuration"))?;
         let digest = sha256(&bytes);
-        // The name is the digest; nothing else in such an archive vouches for its configuration.
+        // Where the name is the digest it must be the right one. Some programs give it another
+        // name; then nothing in the archive vouches for it but that its layers are the named ones.
         let name = image.config.strip_suffix(".json").unwrap_or(&image.config);
-        let name = name.rsplit('/').next().unwrap_or(name);
+        let name = name.rsplit(['/', ':']).next().unwrap_or(name);
         let expected = format!("sha256:{name}");
-        if !is_sha256_hex(name) {
-            return Err(UnpackError::unsupported(format!(
-                "a configuration named `{}`",
-                image.config
-            )));
-        }
-        if digest != expected {
+        if is_sha256_hex(name) && digest != expected {
             let what = "the configuration".to_owned();
             return Err(UnpackError::Digest { what, expected, found: digest });
         }
@@ -310,7 +305,7 @@ impl Layout<'_> {
             return Err(UnpackError::Size { what: what.to_owned(), expected, found });
         }
         let reader = Box::new(blob.reader(self.watch));
-        let mut stream = Unpacked::new(reader, what, self.job.limits.stream_bytes())?;
+        let mut stream = Unpacked::new(reader, what, self.job.limits)?;
         let done = read(&mut Archive::new(&mut stream as &mut dyn Read, End::Any));
         // Whoever changed a layer is told so, rather than what the change broke; and one that
         // was cut off or is too large is told before its digest can be.

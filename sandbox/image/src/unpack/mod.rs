@@ -3,6 +3,7 @@
 
 mod documents;
 pub mod error;
+pub mod fuzz;
 mod inventory;
 mod jail;
 mod layout;

@@ -216,41 +216,47 @@ pub fn unpacked(
     limits: &ImportLimits,
     watch: &Watch,
 ) -> Result<Unpacked<'static>, UnpackError> {
-    Unpacked::new(Box::new(blob.reader(watch)), ARCHIVE, limits.stream_bytes())
+    Unpacked::new(Box::new(blob.reader(watch)), ARCHIVE, *limits)
 }
 
-/// A layout's archive holds nothing at its top but what a layout may hold; a root filesystem's
-/// first entries already tell it apart.
+/// By its members' names. A root filesystem's first entries tell it apart, so that only odd ones
+/// are read to their end for this.
 fn is_layout(blob: &Blob, limits: &ImportLimits, watch: &Watch) -> Result<bool, UnpackError> {
     let mut archive = Archive::new(unpacked(blob, limits, watch)?, End::Any);
-    let mut has_index = false;
+    let mut found = Vec::new();
     for number in 0..=MEMBERS_MAX {
         let entry = match archive.next() {
             Ok(Some(entry)) => entry,
             Ok(None) if number == 0 => return Err(UnpackError::Empty),
-            Ok(None) => return Ok(has_index),
+            Ok(None) => break,
             Err(UnpackError::Damaged { reason, .. }) if number == 0 => {
                 return Err(UnpackError::UnknownKind { reason });
             }
             Err(error) => return Err(error),
         };
         let Ok(path) = EntryPath::parse(&entry.path) else { return Ok(false) };
-        let Some(top) = path.components().first() else { continue };
-        let is_whole = path.components().len() == 1;
-        has_index |= is_whole && matches!(top.as_slice(), b"index.json" | b"manifest.json");
-        if !is_of_layout(top) {
+        match path.components() {
+            [] => {}
+            [top, ..] if ROOT_DIRECTORIES.contains(&top.as_slice()) => return Ok(false),
+            [name] if entry.kind == Kind::File => {
+                found.extend(DOCUMENTS.iter().filter(|it| it == &name))
+            }
+            _ => {}
+        }
+        if number == MEMBERS_MAX {
             return Ok(false);
         }
     }
-    Err(UnpackError::unsupported("a layout of that many files"))
+    let has = |name: &[u8]| found.contains(&&name);
+    Ok(has(b"manifest.json") || (has(b"index.json") && has(b"oci-layout")))
 }
 
-fn is_of_layout(top: &[u8]) -> bool {
-    let Ok(top) = std::str::from_utf8(top) else { return false };
-    let stem = top.strip_suffix(".tar").or(top.strip_suffix(".json")).unwrap_or(top);
-    matches!(top, "blobs" | "oci-layout" | "index.json" | "manifest.json" | "repositories")
-        || super::documents::is_sha256_hex(stem)
-}
+const DOCUMENTS: [&[u8]; 3] = [b"manifest.json", b"index.json", b"oci-layout"];
+/// What no layout has at its top.
+const ROOT_DIRECTORIES: [&[u8]; 16] = [
+    b"bin", b"boot", b"dev", b"etc", b"home", b"lib", b"lib64", b"opt", b"proc", b"root", b"run",
+    b"sbin", b"sys", b"tmp", b"usr", b"var",
+];
 
 fn members(blob: &Blob, watch: &Watch) -> Result<HashMap<Vec<u8>, Member>, UnpackError> {
     let mut archive = Archive::new(blob.reader(watch), End::Any);

@@ -11,7 +11,9 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest, Sha256};
 
 use crate::unpack::error::UnpackError;
-use crate::unpack::limits::{BUFFER_BYTES, RATIO_FROM_BYTES, RATIO_MAX, WINDOW_BYTES_MAX};
+use crate::unpack::limits::{
+    BUFFER_BYTES, ImportLimits, RATIO_FROM_BYTES, RATIO_MAX, WINDOW_BYTES_MAX,
+};
 
 /// As many bytes as tell the kind of a file.
 pub const MAGIC_BYTES: usize = 6;
@@ -93,7 +95,7 @@ pub struct Unpacked<'a> {
     pub packed: Meter,
     pub unpacked: Meter,
     what: String,
-    bytes_max: u64,
+    limits: ImportLimits,
 }
 
 type Input<'a> = BufReader<Metered<Box<dyn Read + 'a>>>;
@@ -108,8 +110,11 @@ enum Decoder<'a> {
 // === impl Unpacked ===
 
 impl<'a> Unpacked<'a> {
-    /// `bytes_max` is for what comes out, and its limit is the one that the error names.
-    pub fn new(blob: Box<dyn Read + 'a>, what: &str, bytes_max: u64) -> Result<Self, UnpackError> {
+    pub fn new(
+        blob: Box<dyn Read + 'a>,
+        what: &str,
+        limits: ImportLimits,
+    ) -> Result<Self, UnpackError> {
         let (metered, packed) = Metered::new(blob);
         let mut input = BufReader::with_capacity(BUFFER_BYTES, metered);
         let start = input.fill_buf().map_err(UnpackError::reading(what))?;
@@ -123,7 +128,7 @@ impl<'a> Unpacked<'a> {
             }
         };
         let unpacked = Meter::default();
-        Ok(Self { decoder, packed, unpacked, what: what.to_owned(), bytes_max })
+        Ok(Self { decoder, packed, unpacked, what: what.to_owned(), limits })
     }
 
     pub fn is_compressed(&self) -> bool {
@@ -146,8 +151,8 @@ impl<'a> Unpacked<'a> {
 
     fn check(&self) -> Result<(), UnpackError> {
         let bytes = self.unpacked.bytes();
-        if bytes > self.bytes_max {
-            return Err(UnpackError::TooLarge { limit: self.bytes_max });
+        if bytes > self.limits.stream_bytes() {
+            return Err(UnpackError::TooLarge { limit: self.limits.bytes });
         }
         let is_bomb = self.is_compressed()
             && bytes > RATIO_FROM_BYTES
@@ -279,7 +284,8 @@ mod tests {
     }
 
     fn read(bytes: &[u8], bytes_max: u64) -> Result<(Vec<u8>, Meter), UnpackError> {
-        let mut stream = Unpacked::new(Box::new(bytes), "layer", bytes_max)?;
+        let limits = ImportLimits { bytes: bytes_max, entries: 0 };
+        let mut stream = Unpacked::new(Box::new(bytes), "layer", limits)?;
         let mut out = Vec::new();
         stream.read_to_end(&mut out).map_err(UnpackError::reading("layer"))?;
         let (packed, _) = stream.finish()?;

@@ -111,19 +111,23 @@ fn labels(all: BTreeMap<String, String>) -> BTreeMap<String, String> {
 }
 
 /// The image's `/etc/passwd` and `/etc/group`.
-struct Users {
+pub struct Users {
     passwd: Vec<u8>,
     group: Vec<u8>,
 }
 
 impl Users {
+    pub fn new(passwd: Vec<u8>, group: Vec<u8>) -> Self {
+        Self { passwd, group }
+    }
+
     fn of(root: BorrowedFd<'_>) -> Self {
         let file = |path| image_file(root, path, USER_FILE_BYTES_MAX).unwrap_or_default();
-        Self { passwd: file("etc/passwd"), group: file("etc/group") }
+        Self::new(file("etc/passwd"), file("etc/group"))
     }
 
     /// `user`, `uid`, and either with `:group` or `:gid`, as the specification has it.
-    fn resolve(&self, text: &str) -> Result<ResolvedUser, UnpackError> {
+    pub fn resolve(&self, text: &str) -> Result<ResolvedUser, UnpackError> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
             None => (text, None),

@@ -170,7 +170,7 @@ fn documents_that_contradict_themselves_are_refused() {
     let mut kind = good.manifest.clone();
     kind["mediaType"] = json!("application/vnd.oci.empty.v1+json");
     expect(with(kind, &[]), "not supported");
-    expect(Tar::new().file("index.json", b"{}").end(), "oci-layout");
+    expect(Tar::new().file("oci-layout", b"{}").file("index.json", b"{}").end(), "no files");
     expect(
         Tar::new().file("oci-layout", b"{}").file("index.json", b"nonsense").end(),
         "index.json",

@@ -7,7 +7,8 @@ use sandbox_image::SourceKind;
 use tar::EntryType;
 
 use crate::archives::{
-    INDEX, Tar, descriptor, docker, gzip, image, layout, plain, simple, this_architecture, zstd,
+    INDEX, Tar, descriptor, digest, docker, gzip, image, layout, plain, simple, this_architecture,
+    zstd,
 };
 use crate::{Bench, is_root, owner};
 
@@ -193,6 +194,25 @@ fn a_docker_archive_is_read_and_one_of_several_images_is_chosen() {
     let image = bench.imported(&docker(&[("app:1", &one)]));
     assert_eq!(image.manifest.source.as_ref().unwrap().kind, SourceKind::DockerArchive);
     assert_eq!(image.manifest.config.as_ref().unwrap().cmd, ["sh"]);
+    // Other programs name the members as they like.
+    let config = serde_json::json!({
+        "architecture": this_architecture(), "rootfs": {"diff_ids": [digest(&one[0])]},
+    });
+    let manifest = serde_json::json!([{"Config": "config.json", "Layers": ["base.tar.gz"]}]);
+    let odd = Tar::new()
+        .file("manifest.json", manifest.to_string().as_bytes())
+        .file("config.json", config.to_string().as_bytes())
+        .file("base.tar.gz", &gzip(&one[0]))
+        .end();
+    assert!(bench.imported(&odd).rootfs().join("one").exists());
+    // Old ones share a layer by a link.
+    let shared = Tar::new()
+        .file("config.json", config.to_string().as_bytes())
+        .file("a/layer.tar", &one[0])
+        .link("b/layer.tar", "../a/layer.tar")
+        .file("manifest.json", br#"[{"Config": "config.json", "Layers": ["b/layer.tar"]}]"#)
+        .end();
+    assert!(bench.imported(&shared).rootfs().join("one").exists());
     let both = docker(&[("app:1", &one), ("registry/other:2", &two)]);
     let error = bench.refused(&both).to_string();
     assert!(error.contains("--ref") && error.contains("app:1, registry/other:2"), "{error}");

@@ -145,7 +145,7 @@ fn gigabytes_of_zeros_are_stopped_whether_packed_or_not() {
             ])
             .file("hole", b"x")
             .end(),
-        Tar::new().raw(Tar::header("lie", EntryType::Regular, 1 << 40), b"short").end(),
+        Tar::new().raw(Tar::header("etc/lie", EntryType::Regular, 1 << 40), b"short").end(),
     ] {
         bench.file("small", &archive);
         let error = bench.refused_with(&options);
@@ -264,4 +264,51 @@ fn extended_headers_that_lie_are_refused() {
             bench.refused(&Tar::new().extended(&records).file("x", b"12").end()).to_string();
         assert!(error.contains("map") || error.contains("number"), "{map}: {error}");
     }
+}
+
+/// A small disk for a cache, gone with the test.
+struct Disk(std::path::PathBuf);
+
+impl Disk {
+    fn mount(bench: &Bench, options: &str) -> Option<Self> {
+        let at = bench.dir.path().join("disk");
+        fs::create_dir(&at).unwrap();
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount("disk", &at, "tmpfs", flags, &*options).ok()?;
+        Some(Self(at))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_disk_without_room_is_told_before_and_while_it_fills() {
+    let test = "a_disk_without_room_is_told_before_and_while_it_fills";
+    if !is_root(test) {
+        return;
+    }
+    let mut bench = Bench::new();
+    let Some(disk) = Disk::mount(&bench, "size=258m,nr_inodes=200,mode=0755") else {
+        eprintln!("SKIP {test}: cannot mount a small disk");
+        return;
+    };
+    bench.store = sandbox_image::ImageStore::open(&disk.0.join("images")).unwrap();
+    match bench.import(&bench.file("archive", &Tar::new().file("a", b"x").end())) {
+        Ok(_) => {}
+        Err(sandbox_image::ImportImageError::Jail(error)) => {
+            eprintln!("SKIP {test}: this kernel cannot map the ids of a tmpfs: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    }
+    let large = Tar::new().file("large", &vec![7; 4 << 20]).end();
+    let error = bench.refused(&large);
+    assert!(matches!(error, UnpackError::NoRoom { .. }), "{error}");
+    let many = (0..300).fold(Tar::new(), |tar, number| tar.file(&format!("f{number}"), b""));
+    assert_eq!(bench.refused(&many.end()), UnpackError::DiskFull);
 }

@@ -10,6 +10,7 @@ mod hostile;
 mod jail;
 mod layers;
 mod store;
+mod tools;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
