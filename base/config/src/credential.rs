@@ -65,9 +65,10 @@ pub(crate) fn read_password(path: &Path) -> Result<Secret, KeyError> {
 fn read_text(path: &Path) -> Result<Secret, KeyError> {
     // Asked before it is opened, so that a pipe does not block and a device is not touched; asked
     // again of what was opened.
-    check(&std::fs::metadata(path).map_err(KeyError::Unreadable)?)?;
+    let check = |metadata| check(&metadata, is_given_by_systemd(path));
+    check(std::fs::metadata(path).map_err(KeyError::Unreadable)?)?;
     let file = File::open(path).map_err(KeyError::Unreadable)?;
-    check(&file.metadata().map_err(KeyError::Unreadable)?)?;
+    check(file.metadata().map_err(KeyError::Unreadable)?)?;
     let mut text = String::new();
     file.take(KEY_BYTES_MAX + 1).read_to_string(&mut text).map_err(KeyError::Unreadable)?;
     let text = Secret::new(text);
@@ -77,12 +78,26 @@ fn read_text(path: &Path) -> Result<Secret, KeyError> {
     }
 }
 
-fn check(metadata: &Metadata) -> Result<(), KeyError> {
-    match (metadata.is_file(), metadata.mode() & 0o077) {
-        (false, _) => Err(KeyError::NotAFile),
-        (true, 0) => Ok(()),
-        (true, _) => Err(KeyError::Open(metadata.permissions().mode() & 0o7777)),
+/// Where systemd puts what `LoadCredential=` names, in a directory that the service alone may enter.
+const CREDENTIALS: &str = "/run/credentials";
+
+fn is_given_by_systemd(path: &Path) -> bool {
+    path.starts_with(CREDENTIALS) && path.components().all(|part| part.as_os_str() != "..")
+}
+
+fn check(metadata: &Metadata, from_systemd: bool) -> Result<(), KeyError> {
+    match metadata.is_file() && is_private(metadata.mode(), from_systemd) {
+        true => Ok(()),
+        false if !metadata.is_file() => Err(KeyError::NotAFile),
+        false => Err(KeyError::Open(metadata.permissions().mode() & 0o7777)),
     }
+}
+
+/// systemd gives its service the right to read by an access control list, whose mask stands where
+/// the rights of the group do.
+fn is_private(mode: u32, from_systemd: bool) -> bool {
+    let allowed = if from_systemd { 0o040 } else { 0 };
+    mode & 0o077 & !allowed == 0
 }
 
 /// One line, without the line break that an editor puts at its end.
@@ -105,5 +120,22 @@ pub(crate) fn parse(text: &str) -> Result<Secret, KeyError> {
     match text.bytes().all(|byte| byte.is_ascii_graphic()) {
         true => Ok(Secret::new(text)),
         false => Err(KeyError::NotAKey),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_is_its_owners_or_a_credential_of_systemds() {
+        assert!(is_private(0o100_600, false) && is_private(0o100_400, true));
+        assert!(is_private(0o100_440, true) && !is_private(0o100_440, false));
+        for mode in [0o100_460, 0o100_444, 0o100_404, 0o100_640 | 0o010] {
+            assert!(!is_private(mode, true), "{mode:o}");
+        }
+        assert!(is_given_by_systemd(Path::new("/run/credentials/sinew.service/key")));
+        assert!(!is_given_by_systemd(Path::new("/run/credentials/../../etc/key")));
+        assert!(!is_given_by_systemd(Path::new("/etc/sinew/keys/key")));
     }
 }

@@ -140,6 +140,43 @@ async fn a_host_that_does_not_speak_the_protocol_is_refused_alone() {
     sandbox.client.ping().await.unwrap();
 }
 
+/// What the first release's host said, byte for byte of its schema, to the agent of this one.
+#[tokio::test]
+async fn a_host_of_the_first_version_is_served() {
+    let Some(sandbox) = sandbox("a_host_of_the_first_version_is_served").await else { return };
+    let call = CallId::generate();
+    let id = call.as_str().to_owned();
+    let mut stream = raw(&sandbox).await;
+    let ask = async |stream: &mut UnixStream, body| {
+        stream.write_all(&framed(body)).await.unwrap();
+        let mut inbox = BytesMut::new();
+        loop {
+            let taken = frame::take_message::<Response>(&mut inbox, FRAME_BYTES_MAX).unwrap();
+            if let Some(response) = taken {
+                return response.body.unwrap();
+            }
+            assert_ne!(stream.read_buf(&mut inbox).await.unwrap(), 0, "it hung up");
+        }
+    };
+    let first = Hello { version_min: 1, version_max: 1, build: "sinew 0.1.0".into(), epoch: 0 };
+    let hello = ask(&mut stream, RequestBody::Hello(first)).await;
+    let ResponseBody::Hello(hello) = hello else { panic!("{hello:?}") };
+    assert!(hello.version_min <= 1 && hello.version_max >= 1, "{hello:?}");
+    let spec = shell("echo from the first").to_wire(&call);
+    let started = ask(&mut stream, RequestBody::Start(spec)).await;
+    assert!(matches!(started, ResponseBody::State(_)), "{started:?}");
+    let wait = guest_protocol::wire::Wait { call_id: id.clone(), wait_ms: 20_000 };
+    let ResponseBody::State(state) = ask(&mut stream, RequestBody::Wait(wait)).await else {
+        panic!("no state");
+    };
+    let CallState::Finished(outcome) = CallState::try_from(state).unwrap() else {
+        panic!("it has not ended");
+    };
+    assert_ok(&outcome, "from the first\n");
+    let ack = guest_protocol::wire::CallRef { call_id: id };
+    assert!(matches!(ask(&mut stream, RequestBody::Ack(ack)).await, ResponseBody::Done(_)));
+}
+
 #[tokio::test]
 async fn a_flood_of_connections_and_unread_answers_leaves_the_agent_responsive() {
     let test = "a_flood_of_connections_and_unread_answers_leaves_the_agent_responsive";
