@@ -1,10 +1,12 @@
 //! Shells outlive their viewers and `serve`.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::pane::{Pane, between};
-use crate::with_sandbox;
+use crate::{SCENE, configured, with_sandbox};
 
 /// Of the `sinew shell` in this pane.
 fn client_pid(pane: &Pane, file: &str) -> Pid {
@@ -61,7 +63,7 @@ async fn a_shell_outlives_its_viewers_and_serve() {
 
     // `serve` dies: the viewer is told, the shell goes on, and the next `serve` finds it.
     installation.kill_serve();
-    pane.wait_for("lost the terminal");
+    pane.wait_for("the terminal is lost");
     pane.wait_for_outer();
     pane.run("echo code=$?; stty -a | grep -o ' icanon'");
     pane.wait_for("code=125");
@@ -74,7 +76,7 @@ async fn a_shell_outlives_its_viewers_and_serve() {
 
     // It stops in an orderly way: the same.
     assert!(installation.stop_serve());
-    pane.wait_for("is stopping; the shell goes on");
+    pane.wait_for("`sinew serve` is stopping");
     pane.wait_for_outer();
     installation.start_serve();
     pane.run(&format!("clear; sinew shell {session}"));
@@ -138,4 +140,38 @@ async fn root_several_shells_lists_and_ends() {
     for line in ["root's shell admin opened", "root's shell admin left running", "admin ended by"] {
         assert!(log.contains(line), "{line}: {log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_shell_keeps_its_sandbox_awake_and_a_left_one_does_not() {
+    let name = "a_watched_shell_keeps_its_sandbox_awake_and_a_left_one_does_not";
+    let config = "[limits]\nidle = \"200ms\"\n[[profile]]\nname = \"default\"\n\
+                  keep_running = \"500ms\"\n";
+    let Some((installation, session)) = configured(name, config).await else { return };
+    let pane = Pane::open(&installation);
+    // It may sleep already, and is woken then.
+    pane.run(&format!("sinew shell {session}"));
+    pane.wait_for("/workspace$");
+    pane.run("sleep 3; echo still-$((1 + 1))");
+    pane.wait_for("still-2");
+    pane.key("Enter");
+    pane.keys("~.");
+    pane.wait_for_outer();
+    let until = Instant::now() + SCENE;
+    loop {
+        let shown = installation.json(&["session", "show", "--json", &session]);
+        if shown["sandbox"]["state"] == "stopped" {
+            break;
+        }
+        assert!(Instant::now() < until, "it does not sleep: {shown:#}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // A sandbox that sleeps has no shells, and is not woken by the question.
+    let listed = installation.json(&["shell", &session, "--list", "--json"]);
+    assert_eq!(listed["terminals"], serde_json::json!([]));
+    let shown = installation.json(&["session", "show", "--json", &session]);
+    assert_eq!(shown["sandbox"]["state"], "stopped", "{shown:#}");
+    pane.run(&format!("clear; sinew shell {session}"));
+    pane.wait_for("opened");
+    pane.wait_for("/workspace$");
 }

@@ -27,13 +27,20 @@ end_turn = "end_turn"
 
 /// An installation with a session whose sandbox runs; its id is the session's.
 async fn with_sandbox(test: &str) -> Option<(Installation, String)> {
+    configured(test, "").await
+}
+
+async fn configured(test: &str, config: &str) -> Option<(Installation, String)> {
     let images = can_run_sandboxes(test)?;
     if !pane::has_tmux() {
         testkit::skip(test, "no tmux: run `scripts/setup.sh test`");
         return None;
     }
     let scenarios = vec![("one-call", ONE_CALL.to_owned())];
-    let installation = Installation::start(&images, Options { scenarios, ..Options::default() });
+    let installation = Installation::start(
+        &images,
+        Options { config: config.to_owned(), scenarios, ..Options::default() },
+    );
     let session = installation.brain.start_session("one-call", "Get ready").await;
     installation.brain.wait_played(&session, 1, SCENE).await;
     Some((installation, session.as_str().to_owned()))

@@ -148,10 +148,10 @@ fn leave(args: &ShellArgs, left: Left) -> anyhow::Result<Exit> {
             Ok(Exit::Ok)
         }
         Left::Signal(number) => Ok(Exit::Program(128 + number as u8)),
-        Left::Lost(error) => Err(error.context(format!(
-            "lost the terminal; if its sandbox still runs, so does the shell: {}",
-            again(args)
-        ))),
+        Left::Lost(error) => {
+            let hint = format!("the terminal is lost; to come back to its shell: {}", again(args));
+            Err(error.context(hint))
+        }
     }
 }
 
@@ -206,8 +206,8 @@ async fn show(connection: ExecConnection, escape: Escape, screen: &mut Screen) -
     let (keys, typed) = mpsc::channel(KEYS_QUEUE_MAX);
     tokio::select! {
         left = show_output(reader, screen, now_live) => left,
-        left = read_keys(escape, live, keys) => left,
-        left = send(writer, typed) => left,
+        left = read_keys(escape, keys) => left,
+        left = send(writer, live, typed) => left,
         left = signals() => left,
     }
 }
@@ -225,7 +225,7 @@ async fn show_output(
             Ok(Some(Frame::Live)) => {
                 screen.go_live();
                 if let Some(live) = now_live.take() {
-                    let _ = live.send(()); // The keys are read until we are over.
+                    let _ = live.send(()); // Keys are sent until we are over.
                 }
                 Ok(())
             }
@@ -243,16 +243,8 @@ async fn show_output(
     }
 }
 
-/// Keys are read when what was shown before is on the screen, so that none goes to what is not
-/// seen yet.
-async fn read_keys(
-    mut escape: Escape,
-    live: oneshot::Receiver<()>,
-    keys: mpsc::Sender<Vec<u8>>,
-) -> Left {
-    if live.await.is_err() {
-        return std::future::pending().await;
-    }
+/// From the first moment on, so that whatever the sandbox does, a person can leave.
+async fn read_keys(mut escape: Escape, keys: mpsc::Sender<Vec<u8>>) -> Left {
     let mut stdin = tokio::io::stdin();
     let mut piece = vec![0; KEYS_PIECE];
     loop {
@@ -272,7 +264,15 @@ async fn read_keys(
     }
 }
 
-async fn send(mut writer: WriteHalf<ExecConnection>, mut typed: mpsc::Receiver<Vec<u8>>) -> Left {
+/// Keys wait until what was shown before is on the screen, so that none goes to what is not seen.
+async fn send(
+    mut writer: WriteHalf<ExecConnection>,
+    live: oneshot::Receiver<()>,
+    mut typed: mpsc::Receiver<Vec<u8>>,
+) -> Left {
+    if live.await.is_err() {
+        return std::future::pending().await;
+    }
     let sent = async {
         let mut resized = signal(SignalKind::window_change())?;
         loop {

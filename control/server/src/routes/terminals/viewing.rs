@@ -26,6 +26,8 @@ use crate::routes::exec::code_of;
 
 /// A viewer hears from us this often, so that one who has gone is noticed.
 const IDLE_EVERY: Duration = Duration::from_secs(15);
+/// How long a viewer may take to hear why it is over.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 /// An agent that answers without a reason, faster than that, is not asked again at once.
 const ANSWER_MIN: Duration = Duration::from_millis(20);
 /// Input that waits for the program to read, in pieces of at most a frame; beyond it the client's
@@ -97,13 +99,14 @@ impl Viewing {
         self.note(action).await;
     }
 
-    async fn attend<R, W>(&self, reader: R, mut writer: W) -> TerminalAction
+    async fn attend<R, W>(&self, reader: R, writer: W) -> TerminalAction
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let mut out = FrameWriter { writer, whole: true };
         let ended = tokio::select! {
-            Err(ended) = self.pump_output(&mut writer) => ended,
+            Err(ended) = self.pump_output(&mut out) => ended,
             () = self.pump_input(reader) => Ended::ClientGone,
             () = self.shared.stop.cancelled() => Ended::Stopping,
         };
@@ -124,9 +127,12 @@ impl Viewing {
                 (Frame::Failed(fault), TerminalAction::Detached)
             }
         };
-        // A viewer who does not read, or is gone, does not keep us from ending.
-        let sent = tokio::time::timeout(IDLE_EVERY, write_frame(&mut writer, &last)).await;
-        tracing::trace!(?sent, "a terminal's viewer leaves");
+        // After a part of a frame it would be read as the rest of that.
+        if out.whole {
+            // A viewer who does not read, or is gone, does not keep us from ending.
+            let sent = tokio::time::timeout(LAST_WAIT, out.put(&last)).await;
+            tracing::trace!(?sent, "a terminal's viewer leaves");
+        }
         action
     }
 
@@ -134,18 +140,19 @@ impl Viewing {
 
     async fn pump_output<W: AsyncWrite + Unpin>(
         &self,
-        writer: &mut W,
+        out: &mut FrameWriter<W>,
     ) -> Result<std::convert::Infallible, Ended> {
-        write_frame(writer, &Frame::Attached(self.attached())).await?;
+        out.put(&Frame::Attached(self.attached())).await?;
         if !self.created {
             self.resize().await;
         }
         let mut offset = 0;
+        let mut shown_before = self.terminal.total_bytes;
         let mut live = false;
         let mut redraw = false;
         loop {
-            if !live && offset >= self.terminal.total_bytes {
-                write_frame(writer, &Frame::Live).await?;
+            if !live && offset >= shown_before {
+                out.put(&Frame::Live).await?;
                 live = true;
                 redraw = !self.created;
             }
@@ -156,14 +163,16 @@ impl Viewing {
             let asked = Instant::now();
             let chunk = self.read(offset).await?;
             let missed = chunk.offset > offset;
-            offset = self.show(writer, offset, &chunk).await?;
+            offset = show(out, offset, &chunk).await?;
             // Only when it has caught up: it would be overtaken again.
             redraw |= missed && live && offset >= chunk.total_bytes;
             if let Some(exit) = chunk.exit {
                 return Err(Ended::Program(exit));
             }
             if chunk.data.is_empty() {
-                write_frame(writer, &Frame::Idle).await?;
+                // There is no more, whatever the agent counted.
+                shown_before = 0;
+                out.put(&Frame::Idle).await?;
                 tokio::time::sleep_until(asked + ANSWER_MIN).await;
             }
         }
@@ -185,24 +194,6 @@ impl Viewing {
         let (terminal, viewer) = (self.terminal.id, self.seat.number);
         let read = TerminalRead { terminal, viewer, offset, wait: IDLE_EVERY };
         self.guest.read_terminal(read).await
-    }
-
-    /// Answers up to where the viewer has everything that is kept.
-    async fn show<W: AsyncWrite + Unpin>(
-        &self,
-        writer: &mut W,
-        offset: u64,
-        chunk: &TerminalChunk,
-    ) -> Result<u64, FrameError> {
-        if chunk.offset > offset {
-            let modes = chunk.modes.bits();
-            let gap = OutputGap { skipped_bytes: chunk.offset - offset, modes };
-            write_frame(writer, &Frame::Gap(gap)).await?;
-        }
-        if !chunk.data.is_empty() {
-            write_frame(writer, &Frame::Output(chunk.data.clone())).await?;
-        }
-        Ok(chunk.offset + chunk.data.len() as u64)
     }
 
     /// A full-screen program draws itself anew when the size changes, and only then.
@@ -275,5 +266,36 @@ impl Viewing {
         }
         // The sender is gone with the reader, which ends both.
         std::future::pending::<()>().await;
+    }
+}
+
+/// Answers up to where the viewer has everything that is kept.
+async fn show<W: AsyncWrite + Unpin>(
+    out: &mut FrameWriter<W>,
+    offset: u64,
+    chunk: &TerminalChunk,
+) -> Result<u64, FrameError> {
+    if chunk.offset > offset {
+        let modes = chunk.modes.bits();
+        out.put(&Frame::Gap(OutputGap { skipped_bytes: chunk.offset - offset, modes })).await?;
+    }
+    if !chunk.data.is_empty() {
+        out.put(&Frame::Output(chunk.data.clone())).await?;
+    }
+    Ok(chunk.offset + chunk.data.len() as u64)
+}
+
+struct FrameWriter<W> {
+    writer: W,
+    /// The last frame was written to its end.
+    whole: bool,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    async fn put(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        self.whole = false;
+        write_frame(&mut self.writer, frame).await?;
+        self.whole = true;
+        Ok(())
     }
 }
