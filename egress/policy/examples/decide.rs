@@ -9,6 +9,18 @@ const RUNS: usize = 200_000;
 
 fn main() {
     let zero = Instant::now();
+    for rules in [1_000, 4_000] {
+        for shape in [Shape::Mixed, Shape::Everywhere] {
+            let start = Instant::now();
+            let made = engine(shape, rules);
+            assert!(made.is_ok(), "the policy is right");
+            println!(
+                "{:10} {rules} rules: read and checked in {:?}",
+                shape.name(),
+                start.elapsed()
+            );
+        }
+    }
     for shape in Shape::ALL {
         let (engine, identity) = match engine(shape, RULES) {
             Ok(made) => made,

@@ -6,8 +6,10 @@
 //! nothing of is not found, and nothing is reported that could decide.
 
 use crate::decide::adds_the_same;
-use crate::host::HostPattern;
+use crate::host::{Host, HostPattern};
+use crate::index::Index;
 use crate::model::{Action, Effect, Layer, Policy, Rule, Unmatched};
+use crate::outline::Outline;
 use crate::problem::Report;
 use crate::request::Scheme;
 use crate::set::{SecretBinding, Setup};
@@ -53,9 +55,11 @@ pub(crate) fn check(policies: &[Policy], setup: &Setup, report: &mut Report) {
     let rules: Vec<In<'_>> =
         rules.enumerate().map(|(number, (policy, rule))| In { policy, rule, number }).collect();
     policies.iter().for_each(|policy| check_opens_something(policy, report));
+    let mut index = Index::default();
+    rules.iter().for_each(|one| index.add(&one.rule.conditions));
     for one in &rules {
         check_secret(*one, setup, report);
-        check_shadowed(*one, &rules, report);
+        check_shadowed(*one, &rules, &index, report);
         match one.effect() {
             Effect::Opens if one.rule.action == Action::PassThrough => {
                 check_pass_through(*one, &rules, report);
@@ -127,10 +131,29 @@ fn check_binding(one: In<'_>, secret: &str, binding: &SecretBinding, report: &mu
     }
 }
 
-fn check_shadowed(one: In<'_>, rules: &[In<'_>], report: &mut Report) {
+/// A host of the rule's. What covers the rule holds for this one too.
+fn one_host(rule: &Rule) -> Option<Host> {
+    match rule.conditions.hosts.first() {
+        Some(HostPattern::Exact(host)) => Some(host.clone()),
+        Some(HostPattern::EveryName) => Host::parse("some.host").ok(),
+        Some(HostPattern::OneBelow { parent, .. } | HostPattern::Below { parent, .. }) => {
+            Host::parse(&format!("x.{}", parent.as_str())).ok()
+        }
+        None => None,
+    }
+}
+
+fn check_shadowed(one: In<'_>, rules: &[In<'_>], index: &Index, report: &mut Report) {
+    let host = one_host(one.rule);
+    let places = match &host {
+        Some(host) => index.candidates(host, None, Outline::EVERYTHING),
+        None => index.for_every_host().to_vec(),
+    };
+    let near: Vec<In<'_>> =
+        places.iter().filter_map(|place| rules.get(*place as usize).copied()).collect();
     if one.effect() != Effect::Closes {
         let closed = |by: &&In<'_>| by.effect() == Effect::Closes && by.covers(one);
-        if let Some(by) = rules.iter().find(closed) {
+        if let Some(by) = near.iter().find(closed) {
             let what = format!(
                 "rule `{}` never does anything: {} denies all that it is about",
                 one.rule.id,
@@ -150,11 +173,11 @@ fn check_shadowed(one: In<'_>, rules: &[In<'_>], report: &mut Report) {
     };
     let before = |by: &&In<'_>| {
         by.number < one.number
-            && by.policy.name == one.policy.name
+            && std::ptr::eq(by.policy, one.policy)
             && does_the_same(by)
             && by.covers(one)
     };
-    if let Some(by) = rules.iter().find(before) {
+    if let Some(by) = near.iter().find(before) {
         let what = format!(
             "rule `{}` never decides: {} before it does the same for all that it is about",
             one.rule.id,

@@ -8,7 +8,6 @@
 //! **Invariant:** this is the one place where a [`Permit`] is made, and it is made after the
 //! verdict.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::address::Net;
@@ -21,6 +20,7 @@ use crate::identity::Identity;
 use crate::index::Index;
 use crate::matcher::{Doubt, Facts, Held, Http, address_held, held};
 use crate::model::{Action, Conditions, Effect, InjectionForm, Layer};
+use crate::outline::Outline;
 use crate::path::RequestPath;
 use crate::permit::{Guard, Permit, Way};
 use crate::request::{Destination, Malformed, Request, Scheme};
@@ -60,13 +60,13 @@ impl Engine {
     pub(crate) fn new(revision: Revision, rules: Vec<RuleRef>, closed: [bool; LAYERS]) -> Engine {
         let mut index = Index::default();
         let mut closed_ranges = Vec::new();
-        for (place, rule) in (0..).zip(&rules) {
+        for rule in &rules {
             let conditions = &rule.rule().conditions;
-            match closes_ranges_only(rule) {
-                true => {
-                    closed_ranges.extend(conditions.nets.iter().map(|net| (*net, rule.clone())))
-                }
-                false => index.add(place, conditions),
+            if closes_ranges_only(rule) {
+                index.skip();
+                closed_ranges.extend(conditions.nets.iter().map(|net| (*net, rule.clone())));
+            } else {
+                index.add(conditions);
             }
         }
         let closed_ranges = closed_ranges.into();
@@ -139,17 +139,13 @@ impl Engine {
         Decision::Deny(Denial { cause: Cause::Malformed(malformed), asked_for })
     }
 
-    fn candidates(&self, facts: &Facts<'_>) -> Cow<'_, [u32]> {
-        match &self.index {
-            None => (0..).take(self.rules.len()).collect::<Vec<u32>>().into(),
-            Some(index) => {
-                let path = match facts.http {
-                    Http::Seen(Request { path: RequestPath::Clear(path), .. }) => Some(&**path),
-                    _ => None,
-                };
-                index.candidates(facts.host, path)
-            }
-        }
+    fn candidates(&self, facts: &Facts<'_>) -> Vec<u32> {
+        let Some(index) = &self.index else { return (0..).take(self.rules.len()).collect() };
+        let path = match facts.http {
+            Http::Seen(Request { path: RequestPath::Clear(path), .. }) => Some(&**path),
+            _ => None,
+        };
+        index.candidates(facts.host, path, Outline::of_facts(facts))
     }
 
     fn tally<'e>(&'e self, identity: &Identity, facts: &Facts<'_>) -> Tally<'e> {
@@ -158,8 +154,8 @@ impl Engine {
             let closed = self.closed_ranges.iter().find(|(net, _)| net.contains(address));
             tally.denied = closed.map(|(_, rule)| (rule, None));
         }
-        let places = self.candidates(facts);
-        for rule in places.iter().filter_map(|place| self.rules.get(*place as usize)) {
+        let places = self.candidates(facts).into_iter();
+        for rule in places.filter_map(|place| self.rules.get(place as usize)) {
             tally.count(rule, facts, identity);
         }
         tally

@@ -1,5 +1,5 @@
-//! Which rules may be about a request: by its host, and below that by a segment
-//! of the path.
+//! Which rules may be about a request: by its host, below that by a segment of the path, and of
+//! those the ones whose outline fits.
 //!
 //! **Invariant:** a rule that is left out could not have held. Which rules those are never changes
 //! an answer (`the_index_changes_no_answer` compares with asking every rule).
@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use crate::host::{Host, HostPattern, Name};
 use crate::model::Conditions;
+use crate::outline::Outline;
 
 /// Places in the engine's list of rules, in order.
 type Places = Vec<u32>;
@@ -26,6 +27,8 @@ pub(crate) struct Index {
     every_host: Bucket,
     /// No name in `below` has more dots than this.
     dots_max: usize,
+    /// Of each rule, by its place.
+    outlines: Vec<Outline>,
 }
 
 /// Rules about the same hosts.
@@ -39,7 +42,10 @@ struct Bucket {
 }
 
 impl Index {
-    pub fn add(&mut self, place: u32, conditions: &Conditions) {
+    /// Rules get their places in the order in which they come.
+    pub fn add(&mut self, conditions: &Conditions) {
+        let place = u32::try_from(self.outlines.len()).unwrap_or(u32::MAX);
+        self.outlines.push(Outline::of_rule(conditions));
         if conditions.hosts.is_empty() {
             return self.every_host.add(place, conditions);
         }
@@ -56,24 +62,34 @@ impl Index {
         }
     }
 
+    /// A rule that is never looked up takes its place, too.
+    pub fn skip(&mut self) {
+        self.outlines.push(Outline::EVERYTHING);
+    }
+
     /// In order, each once. `path` is decoded; `None` when it is not known or in doubt.
-    pub fn candidates(&self, host: &Host, path: Option<&str>) -> Cow<'_, [u32]> {
+    pub fn candidates(&self, host: &Host, path: Option<&str>, asked: Outline) -> Places {
         let path = path.map(lower_case);
         let segments = path.as_deref().and_then(segments);
-        let segments = segments.as_deref();
-        let mut found = Found::default();
-        found.take(&self.every_host, segments);
+        let outlines = &self.outlines;
+        let mut found = Found { outlines, asked, segments, places: Places::new() };
+        found.take(&self.every_host);
         if let Some(bucket) = self.exact.get(host) {
-            found.take(bucket, segments);
+            found.take(bucket);
         }
         if let Host::Name(name) = host {
-            found.take(&self.every_name, segments);
-            self.take_below(name, segments, &mut found);
+            found.take(&self.every_name);
+            self.take_below(name, &mut found);
         }
         found.in_order()
     }
 
-    fn take_below<'i>(&'i self, name: &Name, segments: Option<&[&str]>, found: &mut Found<'i>) {
+    /// Rules without a host, which alone cover another one without.
+    pub fn for_every_host(&self) -> &[u32] {
+        &self.every_host.all
+    }
+
+    fn take_below(&self, name: &Name, found: &mut Found<'_>) {
         if self.below.is_empty() {
             return;
         }
@@ -83,7 +99,7 @@ impl Index {
             if dots <= self.dots_max
                 && let Some(bucket) = self.below.get(parent)
             {
-                found.take(bucket, segments);
+                found.take(bucket);
             }
         }
     }
@@ -128,43 +144,37 @@ impl Bucket {
     }
 }
 
-/// Lists of places, each in order.
-#[derive(Default)]
+/// Places that are found for what is asked.
 struct Found<'i> {
-    first: &'i [u32],
-    merged: Vec<u32>,
+    outlines: &'i [Outline],
+    asked: Outline,
+    segments: Option<Vec<&'i str>>,
+    places: Places,
 }
 
-impl<'i> Found<'i> {
-    fn take(&mut self, bucket: &'i Bucket, segments: Option<&[&str]>) {
-        let Some(segments) = segments else { return self.add(&bucket.all) };
+impl Found<'_> {
+    fn take(&mut self, bucket: &Bucket) {
+        let Some(segments) = self.segments.take() else { return self.add(&bucket.all) };
         self.add(&bucket.any_path);
-        if bucket.by_segment.is_empty() {
-            return;
-        }
-        for segment in segments {
-            if let Some(places) = bucket.by_segment.get(*segment) {
+        if !bucket.by_segment.is_empty() {
+            for places in segments.iter().filter_map(|segment| bucket.by_segment.get(*segment)) {
                 self.add(places);
             }
         }
+        self.segments = Some(segments);
     }
 
-    fn add(&mut self, places: &'i [u32]) {
-        match (places.is_empty(), self.first.is_empty()) {
-            (true, _) => {}
-            (false, true) => self.first = places,
-            (false, false) => self.merged.extend_from_slice(places),
-        }
+    fn add(&mut self, places: &[u32]) {
+        let Found { outlines, asked, .. } = self;
+        let outline = |place: &u32| outlines.get(*place as usize);
+        let meets = |place: &&u32| outline(place).is_some_and(|outline| outline.meets(asked));
+        self.places.extend(places.iter().filter(meets));
     }
 
-    fn in_order(mut self) -> Cow<'i, [u32]> {
-        if self.merged.is_empty() && self.first.windows(2).all(|pair| pair[0] < pair[1]) {
-            return Cow::Borrowed(self.first);
-        }
-        self.merged.extend_from_slice(self.first);
+    fn in_order(mut self) -> Places {
         // Runs that are in order already are merged in linear time.
-        self.merged.sort();
-        self.merged.dedup();
-        Cow::Owned(self.merged)
+        self.places.sort();
+        self.places.dedup();
+        self.places
     }
 }

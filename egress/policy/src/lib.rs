@@ -32,6 +32,7 @@ mod matcher;
 pub mod measure;
 mod meter;
 mod model;
+mod outline;
 mod path;
 mod permit;
 mod problem;

@@ -21,12 +21,15 @@ pub enum Shape {
     Mixed,
     /// All about the same host, each with a path of its own.
     OneHost,
-    /// Denials for every host, each of which has to be looked at: what no index helps with.
+    /// Denials for every host by method and header: no index helps, and outlines do.
     Everywhere,
+    /// As `Everywhere`, by header alone: each has to be looked at. The worst there is.
+    Headers,
 }
 
 impl Shape {
-    pub const ALL: [Shape; 4] = [Shape::ManyHosts, Shape::Mixed, Shape::OneHost, Shape::Everywhere];
+    pub const ALL: [Shape; 5] =
+        [Shape::ManyHosts, Shape::Mixed, Shape::OneHost, Shape::Everywhere, Shape::Headers];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -34,6 +37,7 @@ impl Shape {
             Shape::Mixed => "mixed",
             Shape::OneHost => "one host",
             Shape::Everywhere => "everywhere",
+            Shape::Headers => "headers",
         }
     }
 
@@ -44,10 +48,13 @@ impl Shape {
             (Shape::OneHost, _) => {
                 format!("action = \"allow\"\nhost = \"api.example.com\"\npath = \"/p{number}/**\"")
             }
-            (Shape::Everywhere, 0) => "action = \"allow\"\nhost = \"**.example.com\"".to_owned(),
+            (Shape::Everywhere | Shape::Headers, 0) => {
+                "action = \"allow\"\nhost = \"**.example.com\"".to_owned()
+            }
             (Shape::Everywhere, _) => {
                 format!("action = \"deny\"\nmethod = \"PUT\"\nheader = {{ h = \"{number}\" }}")
             }
+            (Shape::Headers, _) => format!("action = \"deny\"\nheader = {{ h = \"{number}\" }}"),
             (Shape::Mixed, 0) => format!("action = \"allow\"\nhost = \"**.d{number}.example.com\""),
             (Shape::Mixed, 1) => format!(
                 "action = \"deny\"\nhost = \"*.d{number}.example.com\"\nmethod = \"DELETE\""
@@ -66,7 +73,7 @@ impl Shape {
     /// A request that the rule of that number is about.
     fn target(self, number: usize) -> (String, String) {
         match self {
-            Shape::ManyHosts | Shape::Mixed | Shape::Everywhere => {
+            Shape::ManyHosts | Shape::Mixed | Shape::Everywhere | Shape::Headers => {
                 (format!("h{number}.example.com"), "/v1/items/42?page=3".to_owned())
             }
             Shape::OneHost => ("api.example.com".to_owned(), format!("/p{number}/items/42")),

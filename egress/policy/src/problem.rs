@@ -13,8 +13,10 @@ use base_config::{Place, Problem};
 /// A policy as it was written, and the name it is known by in messages.
 #[derive(Clone, Debug)]
 pub struct Source {
-    pub name: PathBuf,
-    pub text: String,
+    name: PathBuf,
+    text: String,
+    /// Where each line begins: places are asked for by the thousand.
+    lines: Vec<usize>,
 }
 
 /// Why policies were refused: all of it.
@@ -26,21 +28,27 @@ pub struct PolicyErrors {
 
 impl Source {
     pub fn new(name: impl Into<PathBuf>, text: impl Into<String>) -> Source {
-        Source { name: name.into(), text: text.into() }
+        let text = text.into();
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
+        Source { name: name.into(), text, lines }
+    }
+
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     pub(crate) fn place(&self, span: Range<usize>) -> Place {
-        place(&self.name, &self.text, span.start)
+        let line = self.lines.partition_point(|begin| *begin <= span.start).max(1);
+        let begin = self.lines.get(line - 1).copied().unwrap_or_default();
+        let before = self.text.as_bytes().get(begin..span.start).unwrap_or_default();
+        let column = 1 + String::from_utf8_lossy(before).chars().count();
+        Place::At { file: self.name.clone(), line, column }
     }
-}
-
-fn place(file: &Path, text: &str, at: usize) -> Place {
-    let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
-    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-    let line_before = before.get(line_start..).unwrap_or_default();
-    let column = 1 + String::from_utf8_lossy(line_before).chars().count();
-    Place::At { file: file.to_owned(), line, column }
 }
 
 /// Collects problems while everything is read.

@@ -42,11 +42,11 @@ const HEADERS_OF_THE_GATE: &[&str] = &[
 
 pub(crate) fn policy(source: &Source, report: &mut Report) -> Option<Policy> {
     let file = source.place(0..0);
-    if source.text.len() > POLICY_BYTES_MAX {
+    if source.text().len() > POLICY_BYTES_MAX {
         report.problem(&file, "the policy is larger than 1 MiB", "split it");
         return None;
     }
-    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    let (document, errors) = DeTable::parse_recoverable(source.text());
     for error in &errors {
         let place = source.place(error.span().unwrap_or_default());
         report.syntax(&place, error.message().replace('\n', "; "));

@@ -174,7 +174,7 @@ fn an_evaluation_has_a_budget() {
     let session = when(one);
     let start = Instant::now();
     assert_eq!(session.get(&url).verdict(), "allow");
-    let many = vec![one; 10].join(" && ");
+    let many = [one; 10].join(" && ");
     let decision = when(&many).get(&url);
     let denial = crate::support::denied(decision);
     assert!(denial.for_operator().contains("looked at too much"), "{}", denial.for_operator());

@@ -391,3 +391,43 @@ fn any_policy() -> impl Strategy<Value = String> {
         },
     )
 }
+
+/// Else the properties above would hold of nothing.
+#[test]
+fn random_policies_are_mostly_taken_and_decide_in_every_way() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{Config, TestRunner};
+
+    const RUNS: usize = 300;
+    let mut runner = TestRunner::new_with_rng(
+        Config::default(),
+        proptest::test_runner::TestRng::deterministic_rng(
+            proptest::test_runner::RngAlgorithm::ChaCha,
+        ),
+    );
+    let identity = identity();
+    let mut counts = std::collections::BTreeMap::new();
+    for _ in 0..RUNS {
+        let mut draw = |most| rules(most).new_tree(&mut runner).expect("rules").current();
+        let texts = [
+            policy(DEPLOYMENT, &draw(8)),
+            policy("name = \"s\"\nlayer = \"session\"\nunmatched = \"inherit\"", &draw(4)),
+        ];
+        let Some(engine) = engine(&texts) else {
+            *counts.entry("refused").or_insert(0) += 1;
+            continue;
+        };
+        for _ in 0..10 {
+            let asked = asked().new_tree(&mut runner).expect("a request").current();
+            *counts.entry(asked.decide(&engine, &identity).verdict()).or_insert(0) += 1;
+            if let Connection::Opaque(_) = engine.connect(&identity, &asked.destination()) {
+                *counts.entry("opaque").or_insert(0) += 1;
+            }
+        }
+    }
+    let count = |what| counts.get(what).copied().unwrap_or(0);
+    assert!(count("refused") < RUNS / 2, "{counts:?}");
+    for what in ["allow", "deny", "ask", "opaque"] {
+        assert!(count(what) >= 10, "{counts:?}");
+    }
+}
