@@ -45,7 +45,7 @@ pub fn check(workspace: &Workspace) -> anyhow::Result<Outcome> {
 }
 
 /// The pages that `sinew reference` prints, and the folder they are kept in.
-const REFERENCE_PAGES: &[&str] = &["config", "cli", "api", "errors"];
+const REFERENCE_PAGES: &[&str] = &["config", "cli", "api", "errors", "policy"];
 const REFERENCE_FOLDER: &str = "docs/user";
 
 /// The generated reference is what the program prints now.

@@ -537,6 +537,8 @@ pub enum ReferencePage {
     Api,
     /// docs/user/errors.md
     Errors,
+    /// docs/user/policy.md
+    Policy,
     /// One manual page for each command
     Man,
 }

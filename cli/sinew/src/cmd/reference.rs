@@ -15,6 +15,7 @@ pub fn run(args: ReferenceArgs) -> anyhow::Result<Exit> {
         ReferencePage::Cli => cli_page(),
         ReferencePage::Api => api_page(),
         ReferencePage::Errors => errors_page(),
+        ReferencePage::Policy => egress_policy::reference(),
     };
     output::line(page.trim_end())?;
     Ok(Exit::Ok)
