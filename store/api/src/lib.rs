@@ -78,7 +78,8 @@ pub trait Store: Send + Sync + 'static {
 
     async fn session(&self, session: &SessionId) -> Result<Option<SessionRecord>, StoreError>;
 
-    /// Newest activity first; a heartbeat is not activity.
+    /// Newest activity first; a heartbeat is not activity. This list and the other two over several
+    /// sessions leave out what cannot be read: it is nobody else's trouble.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRecord>, StoreError>;
 
     /// The open sessions of a node by id, those after `after`: a walk page by page that misses none,

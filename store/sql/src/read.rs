@@ -32,7 +32,7 @@ pub(crate) async fn sessions(
     .bind(filter.open_only)
     .bind(filter.owner.as_ref().map(NodeId::as_str))
     .bind(i64::from(filter.limit.min(PAGE_MAX)));
-    all(connection, question, "list sessions", rows::session).await
+    readable(connection, question, "list sessions", rows::session).await
 }
 
 pub(crate) async fn owned_sessions(
@@ -48,7 +48,7 @@ pub(crate) async fn owned_sessions(
     .bind(node.as_str())
     .bind(after.map_or("", SessionId::as_str))
     .bind(i64::from(limit.min(PAGE_MAX)));
-    all(connection, question, "list owned sessions", rows::session).await
+    readable(connection, question, "list owned sessions", rows::session).await
 }
 
 pub(crate) async fn work(
@@ -67,7 +67,7 @@ pub(crate) async fn open_work(
         "SELECT * FROM work WHERE node = $1 AND phase <> 'ended' ORDER BY claimed_at, id"
     ))
     .bind(node.as_str());
-    all(connection, question, "list work", rows::work).await
+    readable(connection, question, "list work", rows::work).await
 }
 
 pub(crate) async fn call(
@@ -162,6 +162,28 @@ async fn all<T>(
         all.push(read(&row)?);
     }
     Ok(all)
+}
+
+/// As [`all`], for rows of different sessions: one that cannot be read is left out and named in the
+/// log, so that it costs its own session and no other.
+async fn readable<T>(
+    connection: &mut Connection<'_>,
+    question: Query<'_>,
+    action: &'static str,
+    read: fn(&Row) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut rows = question.rows(connection);
+    let mut readable = Vec::new();
+    while let Some(row) = rows.try_next().await.map_err(failed(action))? {
+        match read(&row) {
+            Ok(record) => readable.push(record),
+            Err(error @ StoreError::Unreadable { .. }) => {
+                tracing::error!(action, %error, "left out")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(readable)
 }
 
 /// As [`all`], but ends when the columns in `weighed` have filled a page.
