@@ -9,7 +9,7 @@ export RUSTUP_TOOLCHAIN ?= stable
 endif
 # The optimised binary that `demo` and `bench` run.
 DEMO_BIN := target/demo/sinew
-BENCHES ?= container-start exec tool-call
+BENCHES ?= container-start exec tool-call idle-memory
 SOAK_MINUTES ?= 60
 
 .PHONY: help demo test lint soak bench
@@ -39,10 +39,13 @@ lint:
 soak:
 	@scripts/setup.sh test
 	@scripts/python-venv.sh
+	@scripts/previous.sh
 	@cargo xtask soak --minutes $(SOAK_MINUTES)
 
 bench:
+	@echo 'bench: packages, Python environment, optimised build, then `sinew bench`; about 3 min after that'
 	@scripts/setup.sh bench
+	@scripts/python-venv.sh
 	cargo build --quiet --profile demo -p sinew
 	@mkdir -p bench/results
 	@$(DEMO_BIN) bench $(BENCHES) --json >bench/results/latest.jsonl

@@ -18,7 +18,7 @@ pub fn run(workspace: &Workspace, minutes: u64) -> bool {
     }
     while rounds == 0 || Instant::now() < end {
         rounds += 1;
-        match run_tests(workspace, &[("PROPTEST_CASES", PROPTEST_CASES)]) {
+        match run_tests(workspace, &[("PROPTEST_CASES", PROPTEST_CASES), ("SINEW_SOAK", "1")]) {
             Ok(counts) => {
                 println!("soak: round {rounds}: {counts}");
                 total.passed += counts.passed;

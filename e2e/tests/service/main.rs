@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+mod oldest_system;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Output, Stdio};

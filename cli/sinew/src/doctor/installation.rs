@@ -120,10 +120,20 @@ fn images(config: &Config) -> Vec<Check> {
     wanted.into_iter().map(check).collect()
 }
 
+/// Whether `sinew install --systemd` or a package made a service of this machine.
+fn is_installed() -> bool {
+    let units = ["/etc/systemd/system/sinew.service", "/usr/lib/systemd/system/sinew.service"];
+    units.iter().any(|unit| Path::new(unit).exists())
+}
+
 async fn launcher(installation: &Installation) -> Check {
     let socket = Layout::at(installation.data()).root().join("launcher.sock");
     if !socket.exists() {
-        return Check::ok("launcher", "not running; `sinew serve` starts it");
+        let found = match is_installed() {
+            true => "not running; start it with `systemctl start sinew-launcher.service`",
+            false => "not running; `sinew serve` starts it",
+        };
+        return Check::ok("launcher", found);
     }
     match LauncherDriver::observe(installation.data()).await {
         Ok(driver) => match sandbox_api::SandboxDriver::list(&driver).await {
@@ -147,7 +157,11 @@ async fn serve(installation: &Installation) -> Vec<Check> {
     let status = match client.status().await {
         Ok(status) => status,
         Err(ApiError::NotRunning { .. }) => {
-            return vec![Check::ok("serve", "not running; start it with `sinew serve`")];
+            let found = match is_installed() {
+                true => "not running; start it with `systemctl start sinew.service`",
+                false => "not running; start it with `sinew serve`",
+            };
+            return vec![Check::ok("serve", found)];
         }
         Err(error) => {
             let fix = "see its log; stop it and start it again";

@@ -9,7 +9,7 @@ mod generated;
 mod images;
 mod profiles;
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "serve",
     "brain",
     "demo",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 10] = [
     "profile",
     "exec",
     "bench",
+    "install",
     "completions",
 ];
 
