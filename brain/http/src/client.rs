@@ -53,6 +53,7 @@ pub(crate) struct Client {
     base: Url,
     key: RwLock<HeaderValue>,
     pub worker_id: HeaderValue,
+    pub reclaim: Option<Duration>,
     pub timeouts: Timeouts,
 }
 
@@ -107,7 +108,8 @@ impl Client {
             .filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX)
             .ok_or(NewHttpBrainError::WorkerId)?;
         let http = connector(&base, &config)?;
-        Ok(Self { http, base, key: RwLock::new(key), worker_id, timeouts: config.timeouts })
+        let (key, reclaim) = (RwLock::new(key), config.reclaim);
+        Ok(Self { http, base, key, worker_id, reclaim, timeouts: config.timeouts })
     }
 
     /// The environment key as it is now.

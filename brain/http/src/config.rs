@@ -23,6 +23,9 @@ pub struct HttpBrainConfig {
     pub allow_plain_http: bool,
     /// PEM certificates trusted besides the system's own.
     pub extra_ca_pem: Option<Vec<u8>>,
+    /// How soon an item that a worker was offered and did not take is offered again; `None` leaves
+    /// it to the brain.
+    pub reclaim: Option<Duration>,
     pub timeouts: Timeouts,
 }
 
@@ -66,6 +69,7 @@ impl HttpBrainConfig {
             worker_id: worker_id.into(),
             allow_plain_http: false,
             extra_ca_pem: None,
+            reclaim: None,
             timeouts: Timeouts::default(),
         }
     }

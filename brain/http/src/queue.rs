@@ -57,6 +57,10 @@ pub(crate) async fn poll(
 ) -> Result<Option<WorkItem>, BrainError> {
     let mut url = client.url(&["v1", "environments", environment.as_str(), "work", "poll"]);
     url.query_pairs_mut().append_pair("block_ms", BLOCK_MS);
+    if let Some(reclaim) = client.reclaim {
+        let millis = reclaim.as_millis().to_string();
+        url.query_pairs_mut().append_pair("reclaim_older_than_ms", &millis);
+    }
     let mut headers = HeaderMap::new();
     headers.insert("anthropic-worker-id", client.worker_id.clone());
     let rules =
@@ -94,11 +98,8 @@ pub(crate) struct Beaten {
 pub(crate) async fn heartbeat(client: &Client, item: Item<'_>, expected: &ExpectedBeat) -> Beaten {
     let credential = client.credential(item.token);
     let unanswered = AtomicBool::new(false);
-    let mut call = Call {
-        credential,
-        unanswered: Some(&unanswered),
-        ..post(BEAT, client, item, "heartbeat")
-    };
+    let mut call =
+        Call { credential, unanswered: Some(&unanswered), ..post(BEAT, client, item, "heartbeat") };
     call.url.query_pairs_mut().append_pair(
         "expected_last_heartbeat",
         match expected {
@@ -124,8 +125,7 @@ pub(crate) async fn heartbeat(client: &Client, item: Item<'_>, expected: &Expect
 
 pub(crate) async fn stop(client: &Client, item: Item<'_>) -> Result<(), BrainError> {
     let credential = client.credential(item.token);
-    let mut call =
-        Call { credential, ..post("stop a work item", client, item, "stop") };
+    let mut call = Call { credential, ..post("stop a work item", client, item, "stop") };
     call.body = Bytes::from_static(FORCE_STOP);
     call.rules.settled = Some(StatusCode::CONFLICT);
     client.call(call).await.map(drop)

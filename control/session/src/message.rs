@@ -96,11 +96,22 @@ pub enum Inside {
     Identity(Result<SessionInfo, BrainError>),
     Feed(FeedMessage),
     Prepared(Result<Prepared, PrepareError>),
-    SandboxEnded { epoch: Epoch, why: String },
+    SandboxEnded {
+        epoch: Epoch,
+        why: String,
+    },
     /// What became of the program beside the tools.
-    Entrypoint { text: String },
-    CallDone { call: CallId, outcome: CallOutcome },
-    Sent { call: CallId, end: SendEnd },
+    Entrypoint {
+        text: String,
+    },
+    CallDone {
+        call: CallId,
+        outcome: CallOutcome,
+    },
+    Sent {
+        call: CallId,
+        end: SendEnd,
+    },
 }
 
 /// Why the lease is no longer kept.

@@ -21,6 +21,8 @@ use crate::node::Holder;
 
 /// Between empty polls, uniformly: many workers must not poll in step.
 const EMPTY_WAIT_MS: std::ops::RangeInclusive<u64> = 1_000..=3_000;
+/// The same where an offer was left to another node: it shall be the next to ask.
+const LEFT_WAIT_MS: std::ops::RangeInclusive<u64> = 3_000..=4_000;
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Below this much available memory no new session is begun: those there are need it.
 const MEMORY_FLOOR_KIB: u64 = 256 * 1024;
@@ -64,19 +66,18 @@ impl Poller {
                     failures = 0;
                     self.environment().healthy(self.shared.clock.now());
                     let Some(item) = item else {
-                        round = Round::default();
-                        self.pause(empty_wait()).await?;
+                        self.pause(std::mem::take(&mut round).wait()).await?;
                         continue;
                     };
                     // Where there was one item there may be more: ask again at once. A brain that
                     // offers the same one again has no other.
                     if !round.is_new(&item.id) {
-                        round = Round::default();
-                        self.pause(empty_wait()).await?;
+                        self.pause(std::mem::take(&mut round).wait()).await?;
                     }
                     self.pause_until(claim_at).await?;
-                    if self.take(item, permit).await {
-                        claim_at = Instant::now() + CLAIM_PACE;
+                    match self.take(item, permit).await {
+                        true => claim_at = Instant::now() + CLAIM_PACE,
+                        false => round.left = true,
                     }
                 }
                 Err(error) if error.is_transient() => {
@@ -211,16 +212,22 @@ impl Poller {
 
 /// The items of polls that followed each other without a pause.
 #[derive(Default)]
-struct Round(HashSet<WorkId>);
+struct Round {
+    offered: HashSet<WorkId>,
+    /// One of them was left alone.
+    left: bool,
+}
 
 impl Round {
     fn is_new(&mut self, work: &WorkId) -> bool {
-        self.0.len() < ROUND_MAX && self.0.insert(work.clone())
+        self.offered.len() < ROUND_MAX && self.offered.insert(work.clone())
     }
-}
 
-fn empty_wait() -> Duration {
-    Duration::from_millis(rand::rng().random_range(EMPTY_WAIT_MS))
+    /// How long to wait before the next one.
+    fn wait(self) -> Duration {
+        let range = if self.left { LEFT_WAIT_MS } else { EMPTY_WAIT_MS };
+        Duration::from_millis(rand::rng().random_range(range))
+    }
 }
 
 /// `min(60, 2^n)` seconds and up to one more.

@@ -33,6 +33,7 @@ pub async fn examine(config: &Config, environment: &Environment) -> Check {
         worker_id: "sinew-doctor".to_owned(),
         allow_plain_http: environment.allow_plain_http,
         extra_ca_pem,
+        reclaim: None,
         timeouts: Timeouts {
             connect: limits.brain_connect,
             // A person waits for the answer.

@@ -5,9 +5,10 @@
 
 use std::fs::{self, File};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use base_config::{Config, Environment};
+use base_config::{Config, Environment, StoreConfig};
 use base_tasks::TaskKind;
 use base_types::{Clock, NodeId, SystemClock};
 use brain_http::{HttpBrain, HttpBrainConfig};
@@ -26,6 +27,10 @@ use super::profiles::ConfiguredProfiles;
 use super::{identity, privilege};
 use crate::installation::{Installation, is_root, prepare_for_serve};
 use crate::store::{Journal, read_authorities};
+
+/// Where nodes share a store: between an acknowledgement that is on its way and the wait of a
+/// session whose item the wrong node was offered.
+const LEFT_ITEM_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is left of root: a socket, a lock, and what only root could read.
 pub struct Prepared {
@@ -212,7 +217,8 @@ async fn check_images(config: &Config, driver: &dyn SandboxDriver) -> anyhow::Re
     }
     let images = config.images.display();
     bail!(
-        "{}; not in {images}: build it with `sinew image build --images {images}`",
+        "{}; not in {images}: `sinew image ls --images {images}` shows what there is, `sinew image \
+         build` and `sinew image import` make one",
         missing.join(", ")
     )
 }
@@ -232,6 +238,8 @@ fn environment_parts(
         worker_id: worker.to_owned(),
         allow_plain_http: environment.allow_plain_http,
         extra_ca_pem,
+        // Other nodes may have a session's files: an item that is left to them shall reach them soon.
+        reclaim: matches!(config.store, StoreConfig::Postgres(_)).then_some(LEFT_ITEM_AGAIN),
         timeouts: brain_http::Timeouts {
             connect: limits.brain_connect,
             request: limits.brain_request,
