@@ -166,8 +166,14 @@ fn check_shadowed(one: In<'_>, rules: &[In<'_>], index: &Index, report: &mut Rep
             );
         }
     }
+    // A range does not only bound what a rule opens: it names what is not the internet.
+    let names_as_much = |by: &In<'_>| {
+        let (by, one) = (&by.rule.conditions.nets, &one.rule.conditions.nets);
+        by.is_empty() == one.is_empty() && one.iter().all(|net| by.contains(net))
+    };
     let does_the_same = |by: &In<'_>| match one.effect() {
-        Effect::Opens | Effect::Closes => by.rule.action == one.rule.action,
+        Effect::Opens => by.rule.action == one.rule.action && names_as_much(by),
+        Effect::Closes => by.rule.action == one.rule.action,
         Effect::Adds => adds_the_same(&by.rule.action, &one.rule.action),
         Effect::Narrows => false,
     };

@@ -15,6 +15,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// A minute is counted in parts of this many; a request counts until its part is a minute old.
 const PARTS: i64 = 60;
 
+/// Rules that a session is counted under: more than a set of policies has. Edits bring new ones; the
+/// old ones without a request under way are forgotten then.
+const RULES_MAX: usize = 32_768;
+
 /// What the requests of one session have used.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -70,6 +74,10 @@ impl Meter {
     pub fn start(&mut self, obligations: &Obligations, now: Timestamp) -> Result<Slot, Exceeded> {
         let limits: Vec<(Key, Limits)> =
             obligations.limits().map(|(rule, limits)| (key(rule), *limits)).collect();
+        if self.used.len() > RULES_MAX {
+            let is_asked = |key: &Key| limits.iter().any(|(asked, _)| asked == key);
+            self.used.retain(|key, used| used.concurrent > 0 || is_asked(key));
+        }
         for (key, limits) in &limits {
             let used = self.used.entry(key.clone()).or_default();
             used.forget_before(now);

@@ -88,8 +88,9 @@ impl PolicySet {
         if sources.len() > POLICIES_MAX {
             let what = format!("there are more than {POLICIES_MAX} policies");
             report.problem(&base_config::Place::Nowhere, what, "put rules together");
-            return Err(report.into_result(()).err().unwrap_or(PolicyErrors { problems: vec![] }));
         }
+        // What is beyond is not read: the set is refused already.
+        let sources = sources.get(..POLICIES_MAX).unwrap_or(sources);
         let policies: Vec<Policy> =
             sources.iter().filter_map(|source| read::policy(source, &mut report)).collect();
         check_names(&policies, &mut report);

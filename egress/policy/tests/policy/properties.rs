@@ -1,8 +1,8 @@
 //! What holds for all policies and all requests.
 
 use egress_policy::{
-    Connection, Decision, Destination, Engine, Expression, Host, Identity, PathGlob, PolicySet,
-    Request, RequestPath, Scheme, fuzz,
+    Connection, Decision, Destination, Engine, Expression, Host, HostPattern, Identity, PathGlob,
+    PolicySet, Request, RequestPath, Scheme, fuzz,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -181,6 +181,12 @@ fn passes(decision: Decision) -> (u8, Vec<bool>) {
     (strength, admits.collect())
 }
 
+/// Per address, how much passes.
+fn reached(decision: Decision) -> Vec<u8> {
+    let (strength, admits) = passes(decision);
+    admits.into_iter().map(|admits| if admits { strength } else { 0 }).collect()
+}
+
 fn no_more(after: &(u8, Vec<bool>), before: &(u8, Vec<bool>)) -> bool {
     after.0 <= before.0 && after.1.iter().zip(&before.1).all(|(after, before)| after <= before)
 }
@@ -328,6 +334,52 @@ proptest! {
         }
     }
 
+    /// What is said never to decide does not: without it, the same passes to the same addresses.
+    #[test]
+    fn no_rule_that_decides_is_reported(
+        rules in rules(6), again in any::<prop::sample::Index>(), condition in http_condition(),
+        net in proptest::option::of(select(NETS)), asked in proptest::collection::vec(asked(), 1..16),
+    ) {
+        // A rule once more, narrower: chance alone makes few rules that never decide.
+        let mut rules = rules;
+        if !rules.is_empty() {
+            let mut lines = rules[again.index(rules.len())].clone();
+            if !lines[0].contains("pass-through") {
+                lines.push(condition);
+            }
+            if let Some(net) = net
+                && ["allow", "ask", "deny"].iter().any(|action| lines[0].contains(action))
+            {
+                lines.push(format!("cidr = \"{net}\""));
+            }
+            rules.push(without_repeated_keys(lines));
+        }
+        let whole = policy(DEPLOYMENT, &rules);
+        let Ok(set) = PolicySet::compile(&sources(&[&whole]), &setup()) else { return Ok(()) };
+        let reported = set.warnings().iter().filter(|warning| warning.what.contains(" never d"));
+        let Some(name) = reported.clone().next().and_then(|first| first.what.split('`').nth(1)) else {
+            return Ok(());
+        };
+        let without: Rules = rules
+            .iter()
+            .enumerate()
+            .map(|(number, lines)| match format!("r{number}") == name {
+                // In its place, so that the others keep their names.
+                true => vec!["action = \"limit\"".to_owned(), "concurrent = 9".to_owned()],
+                false => lines.clone(),
+            })
+            .collect();
+        let (Some(before), Some(after)) = (engine(&[whole]), engine(&[policy(DEPLOYMENT, &without)]))
+        else {
+            return Ok(());
+        };
+        let identity = identity();
+        for asked in asked {
+            let [b, a] = [&before, &after].map(|engine| reached(asked.decide(engine, &identity)));
+            prop_assert_eq!(b, a, "{} {:?}", name, asked);
+        }
+    }
+
     #[test]
     fn a_host_in_its_one_form_stays_as_it_is(text in any_host()) {
         if let Ok(host) = Host::parse(&text) {
@@ -390,6 +442,25 @@ fn any_policy() -> impl Strategy<Value = String> {
             chars.into_iter().collect()
         },
     )
+}
+
+#[test]
+fn patterns_cover_and_overlap_as_hosts_say() {
+    let patterns = PATTERNS.iter().chain(&["*.y", "**.c.a.x", "c.a.x"]);
+    let patterns: Vec<HostPattern> = patterns
+        .flat_map(|text| [false, true].map(|apex| HostPattern::parse(text, apex).expect(text)))
+        .collect();
+    let hosts =
+        HOSTS.iter().chain(&["e.d.c.a.x", "f.y", "g.b.x", "h.a.x", "h.c.a.x", "i.h.x", "i.h.y"]);
+    let hosts: Vec<Host> = hosts.map(|text| Host::parse(text).expect(text)).collect();
+    for a in &patterns {
+        for b in &patterns {
+            let both = hosts.iter().any(|host| a.matches(host) && b.matches(host));
+            let only_b = hosts.iter().any(|host| !a.matches(host) && b.matches(host));
+            assert_eq!(a.overlaps(b), both, "{a:?} {b:?}");
+            assert_eq!(a.covers(b), !only_b, "{a:?} {b:?}");
+        }
+    }
 }
 
 /// Else the properties above would hold of nothing.
