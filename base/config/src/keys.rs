@@ -325,7 +325,7 @@ pub const KEYS: &[Key] = &[
         "starts_ahead",
         Count { min: 0, max: 256 },
         Is("8"),
-        "For so many sandboxes the launcher makes namespaces, volume and cgroups ahead, so that they start sooner. Each is used once. 0 makes none.",
+        "For so many sandboxes the launcher makes namespaces, volume and cgroups ahead, so that they start sooner. Each is used once. 0 makes none. Read when the launcher starts.",
     ),
     key(
         Pool,

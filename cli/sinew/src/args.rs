@@ -493,7 +493,7 @@ fn name_value(text: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Which: container-start, exec, tool-call [default: all]
+    /// Which: container-start, exec, tool-call, idle-memory [default: all]
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
     /// Runs of each measurement

@@ -34,7 +34,7 @@ pub struct Identity {
     pub gid: u32,
     pub groups: Vec<u32>,
     pub root: bool,
-    /// `cgroup.procs` of the leaf for payload: one for each hierarchy.
+    /// A child that writes `0` to each of them is in the leaf for payload.
     pub payload_procs: Vec<OwnedFd>,
 }
 

@@ -22,8 +22,9 @@ pub struct BootArgs {
     pub output_fd: i32,
     /// `NAME=VALUE` texts, each ended by NUL: the profile's environment of tools.
     pub env_fd: Option<i32>,
-    /// Open `cgroup.procs` of the leaf for payload: what the agent starts is moved there. One, or
-    /// one for each hierarchy of cgroup v1; the argument is repeated.
+    /// Open files of the leaf for payload, `cgroup.procs` or for each hierarchy of cgroup v1
+    /// `tasks` (the argument is repeated): what the agent starts writes `0` there while it has one
+    /// thread, and has moved.
     pub payload_procs_fds: Vec<i32>,
     pub epoch: u64,
     pub tool_uid: u32,

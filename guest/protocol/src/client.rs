@@ -93,6 +93,16 @@ impl ClientError {
     }
 }
 
+/// Why [`GuestClient::run`] has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("start the call")]
+    Start(#[source] ClientError),
+    /// It may be running.
+    #[error("wait for the call")]
+    Wait(#[source] ClientError),
+}
+
 /// What the agent said of itself in its hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -181,6 +191,15 @@ impl GuestClient {
                 }
             }
         }
+    }
+
+    /// [`Self::start`] and [`Self::wait`], asked for in one go: the answer to the first costs no
+    /// time of its own. A start that the agent refused is not waited for.
+    pub async fn run(&self, id: &CallId, spec: &CallSpec) -> Result<Outcome, RunError> {
+        // Polled in this order, and the agent takes requests in the order they were sent.
+        let (started, ended) = futures::join!(self.start(id, spec), self.wait(id));
+        started.map_err(RunError::Start)?;
+        ended.map_err(RunError::Wait)
     }
 
     /// The state of the call when it has ended or `time` has passed.

@@ -306,6 +306,30 @@ fn reopening_finds_everything_and_removes_what_was_half_made() {
 }
 
 #[test]
+fn a_blank_becomes_one_volume_or_nothing() {
+    let Some(fixture) = Fixture::new("a_blank") else { return };
+    let unfinished = fixture.path().join("mnt/unfinished");
+    let blanks = || fs::read_dir(&unfinished).unwrap().count();
+    let pool = fixture.pool();
+    let (one, other, unused) =
+        (pool.blank().unwrap(), pool.blank().unwrap(), pool.blank().unwrap());
+    assert_eq!((blanks(), pool.list().unwrap()), (3, vec![]), "they are no volumes");
+
+    let id = VolumeId::generate();
+    let volume = pool.finish(one, &id, "mine", ByteSize::mib(20)).unwrap();
+    assert_eq!((volume.label().unwrap().as_str(), blanks()), ("mine", 2));
+    assert_eq!(pool.volume_usage(&id).unwrap().quota_bytes, 20 * MIB);
+    let (written, error) = fill(&volume.upper().join("file"), 40 * MIB);
+    assert!(written <= 20 * MIB && error.is_some_and(|error| is_quota(&error)), "{written}");
+
+    // What exists is not replaced, and the blank that would have is gone.
+    pool.finish(other, &id, "theirs", ByteSize::mib(20)).unwrap_err();
+    assert_eq!((volume.label().unwrap().as_str(), blanks()), ("mine", 1));
+    drop(unused);
+    assert_eq!((blanks(), pool.list().unwrap()), (0, vec![id]));
+}
+
+#[test]
 fn closing_leaves_no_mount_and_no_loop_device() {
     let Some(mut fixture) = Fixture::new("closing") else { return };
     let path = fixture.path();

@@ -1,9 +1,9 @@
 //! One call at the guest agent: started once, waited for, and what to say when that fails.
 
 use brain_api::Block;
-use guest_protocol::client::ClientError;
+use guest_protocol::client::{ClientError, RunError};
 use guest_protocol::wire::ErrorCode;
-use guest_protocol::{CallSpec, CallState, Outcome};
+use guest_protocol::{CallSpec, Outcome};
 use tools_api::{ToolAnswer, ToolContext, ToolError};
 
 use crate::text::line;
@@ -25,14 +25,10 @@ pub async fn run(
     context: &ToolContext<'_>,
     spec: &CallSpec,
 ) -> Result<Outcome, NoOutcome> {
-    match context.guest.start(context.call, spec).await {
-        Ok(CallState::Finished(outcome)) => Ok(*outcome),
-        Ok(CallState::Running { .. }) => {
-            context.guest.wait(context.call).await.map_err(|error| failed_later(tool, error))
-        }
-        Ok(CallState::Unknown) => Err(unknown(tool, "the sandbox did not take the call")),
-        Err(error) => Err(failed_to_start(tool, error)),
-    }
+    context.guest.run(context.call, spec).await.map_err(|error| match error {
+        RunError::Start(error) => failed_to_start(tool, error),
+        RunError::Wait(error) => failed_later(tool, error),
+    })
 }
 
 /// The end of every tool: an answer of whatever origin, with what the model must know before it.

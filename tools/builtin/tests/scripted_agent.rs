@@ -118,7 +118,7 @@ async fn a_call_that_runs_already_is_joined_and_its_notice_stands_first() {
 async fn what_the_model_asked_for_reaches_the_agent_with_its_limits() {
     let input = json!({"command": "make", "restart": true, "timeout_ms": 250_000});
     let answer = run("bash", input, None, |request| {
-        let RequestBody::Start(start) = request else { panic!("{request:?}") };
+        let RequestBody::Start(start) = request else { return finished(said(0, "")) };
         assert_eq!(start.timeout_ms, 250_000);
         let Some(wire::Spec::Shell(shell)) = start.spec else { panic!("no shell") };
         assert_eq!((shell.command.as_deref(), shell.restart), (Some("make"), true));
@@ -127,7 +127,9 @@ async fn what_the_model_asked_for_reaches_the_agent_with_its_limits() {
     assert_eq!(text(&answer.await.unwrap()), "bash session restarted");
 
     let answer = run("write", json!({"file_path": "a", "content": "é"}), None, |request| {
-        let RequestBody::Start(start) = request else { panic!("{request:?}") };
+        let RequestBody::Start(start) = request else {
+            return finished(said(0, "wrote 2 bytes to a"));
+        };
         assert_eq!(start.timeout_ms, 150_000);
         let Some(wire::Spec::File(file)) = start.spec else { panic!("no file") };
         let roots: Vec<_> = file.roots.iter().map(|r| (r.path.as_str(), r.writable)).collect();
@@ -194,7 +196,7 @@ fn image(media_type: &str, total_bytes: u64) -> wire::Outcome {
 async fn read_image(media_type: &'static str, claimed: u64, held: usize) -> ToolAnswer {
     let bytes: Vec<u8> = (0..held).map(|i| i as u8).collect();
     let answer = run("read", json!({"file_path": "a.png"}), None, move |request| match request {
-        RequestBody::Start(_) => finished(image(media_type, claimed)),
+        RequestBody::Start(_) | RequestBody::Wait(_) => finished(image(media_type, claimed)),
         RequestBody::Output(read) => {
             let from = (read.offset as usize).min(bytes.len());
             let to = (from + read.max_bytes as usize).min(bytes.len());

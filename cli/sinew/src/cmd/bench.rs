@@ -41,7 +41,9 @@ async fn measure_all(args: BenchArgs, benchmarks: Vec<Benchmark>) -> anyhow::Res
     let build = move || build_shown(&store, &Recipe::debian(), &BuildOptions::default());
     base_tasks::blocking(build).await?;
     let mut all_met = true;
-    for benchmark in benchmarks {
+    let count = benchmarks.len();
+    for (done, benchmark) in benchmarks.into_iter().enumerate() {
+        eprintln!("bench: {} ({} of {count})", benchmark.name(), done + 1);
         let report = in_scratch(benchmark, &args).await?;
         all_met &= report.meets_its_goals();
         if args.json {

@@ -1,5 +1,6 @@
 //! The benchmarks: what is measured, and how.
 
+mod memory;
 mod peer;
 mod sandboxes;
 mod tool_call;
@@ -16,17 +17,20 @@ pub enum Benchmark {
     Exec,
     /// The brain's event to our result at the brain.
     ToolCall,
+    /// What a sandbox that does nothing takes from the machine.
+    IdleMemory,
 }
 
 impl Benchmark {
-    pub const ALL: [Benchmark; 3] =
-        [Benchmark::ContainerStart, Benchmark::Exec, Benchmark::ToolCall];
+    pub const ALL: [Benchmark; 4] =
+        [Benchmark::ContainerStart, Benchmark::Exec, Benchmark::ToolCall, Benchmark::IdleMemory];
 
     pub fn name(self) -> &'static str {
         match self {
             Benchmark::ContainerStart => "container-start",
             Benchmark::Exec => "exec",
             Benchmark::ToolCall => "tool-call",
+            Benchmark::IdleMemory => "idle-memory",
         }
     }
 
@@ -35,6 +39,7 @@ impl Benchmark {
             Benchmark::ContainerStart => sandboxes::container_start(scratch, runs).await,
             Benchmark::Exec => sandboxes::exec(scratch, runs).await,
             Benchmark::ToolCall => tool_call::tool_call(scratch, runs).await,
+            Benchmark::IdleMemory => memory::idle_memory(scratch).await,
         }
     }
 }

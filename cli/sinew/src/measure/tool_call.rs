@@ -1,6 +1,6 @@
-//! `tool-call`: the whole way, from the brain's event to our result at the brain, by the brain's
+//! `tool-call`: the whole way, from the brain's event to the result at the brain, by the brain's
 //! clock. The command is `:`, which the shell runs without starting anything, so that there is
-//! nothing to take off.
+//! nothing to take off. The peer serves another session of the same brain with the same calls.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bench::{Figures, Goal, Machine, Measurement, Report, Unit};
 
+use super::peer::OfficialWorker;
 use crate::brain_client::{BrainClient, EventCursor, event_micros};
+use crate::cmd::brain::BrainReady;
 use crate::scratch::Scratch;
 
 /// Not measured: the first one starts the sandbox, the next ones the shell.
@@ -24,7 +26,53 @@ pub async fn tool_call(scratch: &mut Scratch, runs: usize) -> anyhow::Result<Rep
         .context("write the script")?;
     let ready = scratch.start_brain(Some(&scenarios)).await?;
     let serve_ready = scratch.start_serve(&ready).await?;
-    let brain = BrainClient::new(ready)?;
+    let brain = BrainClient::new(ready.clone())?;
+    let figures = one_session(&brain, runs).await?;
+    let ready_ms = serve_ready.as_secs_f64() * 1e3;
+    let serve_ready = Figures::of(&[ready_ms])?;
+    let mut results = vec![
+        measurement(EVENT_TO_RESULT, figures),
+        measurement("serve start to ready, launcher started too", serve_ready),
+    ];
+    // It would claim the next session, too.
+    scratch.stop_serve().await?;
+    if let Some(worker) = OfficialWorker::find() {
+        let peer = of_peer(&worker, scratch, &ready, runs).await;
+        let figures = peer.context("the official Python worker")?;
+        let peer = Some(worker.name());
+        results.push(Measurement { name: EVENT_TO_RESULT, unit: Unit::Ms, figures, peer });
+    }
+    Ok(Report {
+        bench: "tool-call",
+        machine: Machine::this(),
+        results,
+        goals: vec![
+            Goal::at_most("event in to result out, p50 ms", 3.0, Some(figures.p50)),
+            Goal::at_most("event in to result out, p99 ms", 10.0, Some(figures.p99)),
+        ],
+    })
+}
+
+const EVENT_TO_RESULT: &str = "event in to result out";
+
+async fn of_peer(
+    worker: &OfficialWorker,
+    scratch: &Scratch,
+    ready: &BrainReady,
+    runs: usize,
+) -> anyhow::Result<Figures> {
+    let mut process = worker.start(scratch.path(), ready)?;
+    let brain = BrainClient::new(ready.clone())?;
+    let figures = tokio::select! {
+        figures = one_session(&brain, runs) => figures?,
+        ended = process.wait() => bail!("it ended with {}", ended?),
+    };
+    process.kill().await.context("end it")?;
+    Ok(figures)
+}
+
+/// Plays the script in a new session, whoever serves it.
+async fn one_session(brain: &BrainClient, runs: usize) -> anyhow::Result<Figures> {
     let session = brain.start_session("bench", "Call a tool many times").await?;
     let mut cursor = EventCursor::default();
     let mut asked = HashMap::new();
@@ -53,20 +101,7 @@ pub async fn tool_call(scratch: &mut Scratch, runs: usize) -> anyhow::Result<Rep
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let figures = Figures::of_durations(&took[WARM_UP..])?;
-    let ready_ms = serve_ready.as_secs_f64() * 1e3;
-    Ok(Report {
-        bench: "tool-call",
-        machine: Machine::this(),
-        results: vec![
-            measurement("event in to result out", figures),
-            measurement("serve start to ready, launcher started too", Figures::of(&[ready_ms])?),
-        ],
-        goals: vec![
-            Goal::at_most("event in to result out, p50 ms", 3.0, Some(figures.p50)),
-            Goal::at_most("event in to result out, p99 ms", 10.0, Some(figures.p99)),
-        ],
-    })
+    Ok(Figures::of_durations(&took[WARM_UP..])?)
 }
 
 fn measurement(name: &'static str, figures: Figures) -> Measurement {

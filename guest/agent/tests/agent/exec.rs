@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use guest_protocol::boot::ToolsAs;
+use guest_protocol::client::RunError;
 use guest_protocol::{
-    CallSpec, CallState, ClientError, Exit, KillScope, PtySize, RunAs, StdinData, wire::ErrorCode,
+    CallId, CallSpec, CallState, ClientError, Exit, KillScope, PtySize, RunAs, StdinData,
+    wire::ErrorCode,
 };
 
 use crate::harness::*;
@@ -41,6 +43,21 @@ async fn a_program_that_cannot_start_says_why() {
     ] {
         assert_eq!(sandbox.run(&spec).await.exit, Exit::FailedToStart(want));
     }
+}
+
+#[tokio::test]
+async fn a_start_and_a_wait_in_one_go_run_once_and_say_what_was_refused() {
+    let test = "a_start_and_a_wait_in_one_go_run_once_and_say_what_was_refused";
+    let Some(sandbox) = sandbox(test).await else { return };
+    let client = &sandbox.client;
+    let (id, spec) = (CallId::generate(), exec(&["sh", "-c", "echo ran >> ran; wc -l < ran"]));
+    for _ in 0..2 {
+        assert_ok(&client.run(&id, &spec).await.unwrap(), "1\n");
+    }
+    client.ack(&id).await.unwrap();
+    let refused = client.run(&id, &spec).await.unwrap_err();
+    let is_known = |error: &ClientError| error.refusal() == Some(ErrorCode::AlreadyAcked);
+    assert!(matches!(&refused, RunError::Start(error) if is_known(error)), "{refused:?}");
 }
 
 #[tokio::test]
