@@ -40,6 +40,8 @@ pub enum TaskKind {
     Launcher,
     /// Brings what exists in line with what the store says.
     Reconciler,
+    /// Writes to the journal what waits to be written.
+    JournalWriter,
     /// The development brain's script player and timers.
     DevelopmentBrain,
     /// Waits for signals.

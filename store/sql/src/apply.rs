@@ -32,9 +32,9 @@ const OPEN_BATCH: Statement = sql!(
 
 /// A batch as its caller gave it, and the key by which a repetition is known.
 pub(crate) struct Incoming<'a> {
-    session: &'a SessionId,
-    generation: Generation,
-    changes: &'a [Change],
+    pub session: &'a SessionId,
+    pub generation: Generation,
+    pub changes: &'a [Change],
     key: Uuid,
 }
 

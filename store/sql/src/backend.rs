@@ -14,6 +14,7 @@ use store_api::{Outage, StoreError};
 
 use crate::database::Connection;
 use crate::failure::failed;
+use crate::group::Group;
 
 /// An outage of PostgreSQL is waited out this long before the caller is told: a restart takes
 /// seconds, a failover some tens of them, and a session's lease is longer.
@@ -36,6 +37,7 @@ pub(crate) enum Backend {
         /// One connection: SQLite has one writer, and waiting here is fair where its lock is not.
         writer: SqlitePool,
         readers: SqlitePool,
+        group: Arc<Group>,
     },
     Postgres {
         pool: PgPool,
@@ -104,7 +106,7 @@ pub(crate) use attempt;
 impl Backend {
     pub async fn close(&self) {
         match self {
-            Backend::Sqlite { writer, readers } => {
+            Backend::Sqlite { writer, readers, .. } => {
                 readers.close().await;
                 writer.close().await;
             }

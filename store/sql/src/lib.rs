@@ -14,6 +14,7 @@ mod claim;
 mod database;
 mod dialect;
 mod failure;
+mod group;
 mod nodes;
 mod open;
 mod postgres;
@@ -86,6 +87,9 @@ impl Store for SqlStore {
     ) -> Result<(), StoreError> {
         // The same for every attempt, so that a batch whose answer was lost is not applied twice.
         let batch = apply::Incoming::new(session, generation, changes);
+        if let Backend::Sqlite { writer, group, .. } = &self.backend {
+            return group.apply(writer, &batch).await;
+        }
         attempt!(self.backend, write, "apply changes", |c| apply::apply(c, &batch))
     }
 

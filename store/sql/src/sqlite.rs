@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -42,7 +43,7 @@ impl SqlStore {
         let writer = connect(path, 1).await?;
         MIGRATIONS.run(&writer).await.map_err(|error| migrate_error(path, error))?;
         let readers = connect(path, READERS_MAX).await?;
-        Ok(SqlStore { backend: Backend::Sqlite { writer, readers } })
+        Ok(SqlStore { backend: Backend::Sqlite { writer, readers, group: Arc::default() } })
     }
 }
 
@@ -126,7 +127,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = SqlStore::open_sqlite(&folder.path().join("journal.db")).await.unwrap();
         const FULL: i64 = 2;
-        let Backend::Sqlite { writer, readers } = &store.backend else { panic!("a file") };
+        let Backend::Sqlite { writer, readers, .. } = &store.backend else { panic!("a file") };
         for pool in [writer, readers] {
             for (pragma, expected) in [
                 ("PRAGMA synchronous", FULL),

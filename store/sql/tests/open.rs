@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use base_types::Chain;
+use base_types::{Chain, SessionId};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 use store_api::{Change, LogEvent, NewWork, SessionFilter, Store, StoreError};
@@ -141,6 +141,88 @@ async fn a_folder_that_takes_no_file_is_named() {
         assert!(matches!(error, OpenError::File { .. }), "{error:?}");
         assert!(error.to_string().contains(folder), "{error}");
     }
+}
+
+/// Batches that wait for the writer are committed together. One whose write fails costs the others
+/// nothing, and each is told its own.
+#[tokio::test]
+async fn a_write_that_fails_costs_its_neighbours_nothing() {
+    const SESSIONS: usize = 24;
+    let folder = tempfile::tempdir().expect("make a folder");
+    let file = folder.path().join("journal.db");
+    written(&file).await;
+    let store = SqlStore::open_sqlite(&file).await.expect("open the journal");
+    behind_its_back(
+        &file,
+        "CREATE TRIGGER full BEFORE INSERT ON log WHEN new.event LIKE '%refuse%' \
+         BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+    )
+    .await;
+    let mut writers = tokio::task::JoinSet::new();
+    for number in 0..SESSIONS {
+        let session = SessionId::new(format!("session_{number}"));
+        let work = NewWork {
+            id: session.as_str().into(),
+            environment: "env_1".into(),
+            session: session.clone(),
+            node: "node-1".into(),
+            token: None,
+        };
+        store.claim_work(&work).await.expect("claim work");
+        let generation = store.take_session(&session, &work.node).await.expect("take session");
+        let store = store.clone();
+        writers.spawn(async move {
+            let text = if number % 8 == 3 { "refuse" } else { "keep" };
+            let note = Change::Note(LogEvent::Warning { text: text.into() });
+            let done = store.apply(&session, generation, &[note]).await;
+            assert_eq!(done.is_err(), text == "refuse", "{done:?}");
+            let log = store.log(&session, None, 10).await.expect("read log");
+            assert_eq!(log.len(), usize::from(text == "keep"));
+        });
+    }
+    writers.join_all().await;
+    store.close().await;
+}
+
+/// Who gives up waiting is not written for later, when it may have gone on to something else; and
+/// those who waited behind it are served all the same.
+#[tokio::test]
+async fn a_batch_that_nobody_waits_for_is_whole_or_not_there() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let file = folder.path().join("journal.db");
+    written(&file).await;
+    let store = SqlStore::open_sqlite(&file).await.expect("open the journal");
+    let session = SessionId::new("session_1");
+    let generation = store.take_session(&session, &"node-1".into()).await.expect("take session");
+    let pair = |text: &str| {
+        let note = || Change::Note(LogEvent::Warning { text: text.into() });
+        [note(), note()]
+    };
+    for round in 0..40_u64 {
+        let mut writers = tokio::task::JoinSet::new();
+        for number in 0..6_u64 {
+            let (store, session) = (store.clone(), session.clone());
+            let changes = pair(&format!("{round} {number}"));
+            writers.spawn(async move {
+                let apply = store.apply(&session, generation, &changes);
+                // Some give up at every stage: waiting, being written, committed.
+                let patience = std::time::Duration::from_micros(round * 40 * (number % 2));
+                match number % 2 {
+                    1 => tokio::time::timeout(patience, apply).await.is_ok_and(|done| done.is_ok()),
+                    _ => apply.await.is_ok(),
+                }
+            });
+        }
+        let answers = writers.join_all().await;
+        assert!(answers.iter().filter(|done| **done).count() >= 3, "who waits is served");
+    }
+    let log = store.log(&session, None, 1_000).await.expect("read log");
+    let mut seen = std::collections::BTreeSet::new();
+    for both in log.chunks(2) {
+        assert_eq!(both[0].event, both[1].event, "half a batch");
+        assert!(seen.insert(format!("{:?}", both[0].event)), "{:?} twice", both[0].event);
+    }
+    store.close().await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Promises that hold when several tasks use the store at once.
 
-use base_types::NodeId;
+use base_types::{Generation, NodeId};
 
 use super::Place;
 use super::fixture::*;
@@ -74,6 +74,41 @@ pub async fn racing_batches_lose_nothing(place: &dyn Place) {
         let kept: Vec<_> = kept.into_iter().map(|record| record.call).collect();
         assert_eq!(kept, calls);
         assert_eq!(owned.log().await.len(), 3 * ROUNDS);
+    }
+}
+
+/// Batches that are written at the same moment, in one transaction or not: one that is refused, or
+/// whose owner has changed, takes nothing with it, and nothing of it stays.
+pub async fn racing_batches_have_their_own_answers(place: &dyn Place) {
+    let store = place.open().await;
+    let mut racers = tokio::task::JoinSet::new();
+    for racer in 0..2 * RACERS {
+        let name = format!("session_{racer}");
+        let owned = Owned::of(store.clone(), &name, &name).await;
+        racers.spawn(async move {
+            let call = new_call("toolu_1");
+            for round in 0..ROUNDS {
+                let text = format!("{round}");
+                let note = Change::Note(LogEvent::Warning { text: text.clone() });
+                match (racer + round) % 3 {
+                    0 => owned.must(&[note]).await,
+                    // The second change does not follow from anything.
+                    1 => assert_refused(owned.apply(&[note, settled(&call)]).await, "call settled"),
+                    _ => {
+                        let old = Generation(owned.generation.0 - 1);
+                        let done = owned.store.apply(&owned.session, old, &[note]).await;
+                        assert!(matches!(done, Err(StoreError::NotOwner { .. })), "{done:?}");
+                    }
+                }
+            }
+            (racer, owned)
+        });
+    }
+    for (racer, owned) in racers.join_all().await {
+        let kept: Vec<LogEvent> = owned.log().await.into_iter().map(|entry| entry.event).collect();
+        let good = (0..ROUNDS).filter(|round| (racer + round) % 3 == 0);
+        let expected = good.map(|round| LogEvent::Warning { text: round.to_string() });
+        assert_eq!(kept, expected.collect::<Vec<_>>());
     }
 }
 

@@ -66,6 +66,7 @@ macro_rules! store_contract {
             a_batch_is_all_or_nothing,
             racing_owners_leave_one_writer,
             racing_batches_lose_nothing,
+            racing_batches_have_their_own_answers,
             readers_see_what_was_acknowledged,
             the_log_tells_what_happened_in_order,
             the_log_is_read_in_pages,
