@@ -7,6 +7,8 @@
 //!
 //! **Invariant:** when a method returns `Ok`, what it wrote survives a power cut.
 //! **Invariant:** times are the store's own; no caller passes one in.
+//! **Invariant:** an id with a NUL character is refused ([`StoreError::Refused`]), and in a text
+//! that somebody else chose it is replaced: not every database holds one.
 
 #![forbid(unsafe_code)]
 
@@ -34,6 +36,10 @@ pub use work::{NewWork, Sealed, WorkEnd, WorkPhase, WorkRecord};
 
 /// Pages of lists are at most this long, whatever is asked for.
 pub const PAGE_MAX: u32 = 1_000;
+
+/// Ids longer than this are refused: an index holds them, and everything that names them. Those of
+/// the brain have some thirty bytes.
+pub const ID_BYTES_MAX: usize = 1_000;
 
 /// A page of calls or of the log ends with the row that brings it to this size: results may be
 /// many megabytes each. So a page may be shorter than asked for; only an empty one is the end.

@@ -7,9 +7,10 @@ use crate::apply::{Batch, json};
 use crate::database::query;
 use crate::dialect::sql;
 use crate::failure::failed;
-use crate::{stored, without_nul};
+use crate::{indexed, stored, without_nul};
 
 pub(crate) async fn received(batch: &mut Batch<'_, '_>, call: &NewCall) -> Result<(), StoreError> {
+    indexed("call received", &[call.id.as_str(), call.tool_use.as_str()])?;
     let done = query(sql!(
         "INSERT INTO calls (id, session, seq, tool_use, call, state, received_at, shortened) \
          VALUES ($1, $2, $3, $4, $5, 'received', $6, FALSE) ON CONFLICT DO NOTHING"

@@ -6,6 +6,7 @@ use store_api::{NewWork, Sealed, StoreError};
 use crate::database::{Connection, query};
 use crate::dialect::{Statement, sql};
 use crate::failure::failed;
+use crate::indexed;
 use crate::nodes::not_held_elsewhere;
 
 /// The session's row is made or touched, and says which environment it is of.
@@ -54,6 +55,8 @@ pub(crate) async fn claim_work(
     connection: &mut Connection<'_>,
     work: &NewWork,
 ) -> Result<(), StoreError> {
+    let ids = [work.id.as_str(), work.environment.as_str(), work.session.as_str()];
+    indexed("claim work", &ids)?;
     let row = query(TOUCH_SESSION)
         .bind(work.session.as_str())
         .bind(work.environment.as_str())

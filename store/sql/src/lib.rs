@@ -30,8 +30,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base_types::{CallId, Generation, NodeId, SessionId, Timestamp, ToolUseId, WorkId};
 use store_api::{
-    CallRecord, Change, LogEntry, NewWork, Owner, SessionFilter, SessionRecord, Store, StoreError,
-    WorkRecord,
+    CallRecord, Change, ID_BYTES_MAX, LogEntry, NewWork, Owner, SessionFilter, SessionRecord,
+    Store, StoreError, WorkRecord,
 };
 
 use backend::{Backend, attempt};
@@ -167,6 +167,17 @@ impl Store for SqlStore {
 fn stored(value: u64, change: &'static str, what: &str) -> Result<i64, StoreError> {
     i64::try_from(value)
         .map_err(|_| StoreError::Refused { change, why: format!("{what} {value} is too large") })
+}
+
+/// Ids that an index can hold.
+fn indexed(change: &'static str, ids: &[&str]) -> Result<(), StoreError> {
+    match ids.iter().find(|id| id.len() > ID_BYTES_MAX) {
+        None => Ok(()),
+        Some(id) => Err(StoreError::Refused {
+            change,
+            why: format!("an id of {} bytes is longer than {ID_BYTES_MAX}", id.len()),
+        }),
+    }
 }
 
 /// A text that somebody else chose, without the one character that PostgreSQL does not hold.

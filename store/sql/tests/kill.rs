@@ -7,8 +7,11 @@ use std::process::{Command, Stdio};
 use base_types::{CallId, SessionId};
 use store_api::{CallEnd, CallState, Change, NewCall, NewWork, Store};
 use store_sql::SqlStore;
+use testkit::Postgres;
 
-/// Set in the child, to the journal it writes to.
+mod support;
+
+/// Set in the child, to the file it writes to, or to the port of its server.
 const CHILD: &str = "STORE_SQL_TEST_JOURNAL";
 const SESSION: &str = "session_1";
 /// Kills at different moments of a write.
@@ -17,22 +20,44 @@ const ACKNOWLEDGED_BEFORE_KILL: usize = 20;
 
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_when_the_writer_is_killed() {
-    if let Some(journal) = std::env::var_os(CHILD) {
-        return write_for_ever(Path::new(&journal)).await;
+    if let Ok(journal) = std::env::var(CHILD) {
+        return write_for_ever(&journal).await;
     }
     let folder = tempfile::tempdir().expect("make a folder");
     let journal = folder.path().join("journal.db");
+    kill_and_verify(journal.to_str().expect("text")).await;
+}
+
+/// As the writer's own death, and what its server makes of it.
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_when_the_writer_on_postgres_is_killed() {
+    let test = "nothing_acknowledged_is_lost_when_the_writer_on_postgres_is_killed";
+    let Some(server) = Postgres::start(test) else { return };
+    kill_and_verify(&server.port().to_string()).await;
+}
+
+async fn kill_and_verify(journal: &str) {
     let mut acknowledged = Vec::new();
     for kill in 0..KILLS {
-        acknowledged.extend(run_and_kill(&journal, ACKNOWLEDGED_BEFORE_KILL + 3 * kill));
-        verify(&journal, &acknowledged).await;
+        acknowledged.extend(run_and_kill(journal, ACKNOWLEDGED_BEFORE_KILL + 3 * kill));
+        verify(journal, &acknowledged).await;
     }
     assert!(acknowledged.len() >= KILLS * ACKNOWLEDGED_BEFORE_KILL);
 }
 
+async fn open(journal: &str) -> SqlStore {
+    match journal.parse() {
+        Ok(port) => {
+            let opened = SqlStore::open_postgres(&support::of_server(port)).await;
+            opened.expect("open the journal")
+        }
+        Err(_) => SqlStore::open_sqlite(Path::new(journal)).await.expect("open the journal"),
+    }
+}
+
 /// Starts this test again as the writer, and kills it once it has acknowledged `count` calls.
 /// Returns all that it acknowledged, those on their way at the kill included.
-fn run_and_kill(journal: &Path, count: usize) -> Vec<CallId> {
+fn run_and_kill(journal: &str, count: usize) -> Vec<CallId> {
     let mut child = Command::new(std::env::current_exe().expect("own path"))
         .args(["--exact", "nothing_acknowledged_is_lost_when_the_writer_is_killed", "--nocapture"])
         .env(CHILD, journal)
@@ -53,8 +78,8 @@ fn run_and_kill(journal: &Path, count: usize) -> Vec<CallId> {
     acknowledged
 }
 
-async fn verify(journal: &Path, acknowledged: &[CallId]) {
-    let store = SqlStore::open_sqlite(journal).await.expect("open the journal");
+async fn verify(journal: &str, acknowledged: &[CallId]) {
+    let store = open(journal).await;
     for id in acknowledged {
         let record = store.call(id).await.expect("read call");
         let record = record.unwrap_or_else(|| panic!("{id} was acknowledged and is lost"));
@@ -76,8 +101,8 @@ async fn verify(journal: &Path, acknowledged: &[CallId]) {
 }
 
 /// Two transactions a call, as a session makes them; a line on stdout is the acknowledgement.
-async fn write_for_ever(journal: &Path) {
-    let store = SqlStore::open_sqlite(journal).await.expect("open the journal");
+async fn write_for_ever(journal: &str) {
+    let store = open(journal).await;
     let session = SessionId::new(SESSION);
     let work = NewWork {
         id: "work_1".into(),

@@ -95,6 +95,7 @@ macro_rules! store_contract {
             pages_end_by_size,
             any_text_comes_back_the_same,
             numbers_keep_their_range,
+            what_not_every_database_holds_is_refused_or_mended,
             a_work_item_moves_only_forward,
             a_claim_can_be_repeated,
             an_item_offered_again_starts_over,

@@ -4,7 +4,10 @@ use base_types::Epoch;
 
 use super::Place;
 use super::fixture::*;
-use crate::{CallEnd, CallState, Change, NewCall, PAGE_BYTES_MAX, Phase, SandboxState, WorkPhase};
+use crate::{
+    CallEnd, CallState, Change, ID_BYTES_MAX, NewCall, PAGE_BYTES_MAX, Phase, SandboxState,
+    StoreError, WorkPhase,
+};
 
 const LARGE_BYTES: usize = 16 << 20;
 
@@ -73,6 +76,40 @@ pub async fn any_text_comes_back_the_same(place: &dyn Place) {
         let session = session.expect("the session is known");
         assert_eq!((session.id, session.phase), (owned.session.clone(), phase));
     }
+}
+
+/// A NUL is a character like any other to SQLite, and none to PostgreSQL; an index of either has
+/// its own limit. Both stores answer the same.
+pub async fn what_not_every_database_holds_is_refused_or_mended(place: &dyn Place) {
+    let owned = Owned::new(place).await;
+    let call = new_call("toolu_1");
+    let call_end = CallEnd { summary: "a\0b".into(), ..end(b"a\0b") };
+    let finish = Change::CallFinished { call: call.id.clone(), end: call_end };
+    let failed = Phase::Failed { reason: "no\0image".into() };
+    owned.must(&[received(&call), finish, Change::Phase(failed)]).await;
+    let CallState::Finished { end, .. } = owned.call(&call.id).await.state else {
+        panic!("the call is finished")
+    };
+    assert_eq!((end.summary.as_str(), end.body.as_slice()), ("a\u{fffd}b", &b"a\0b"[..]));
+    let session = owned.store.session(&owned.session).await.expect("read session");
+    let phase = session.expect("the session is known").phase;
+    assert_eq!(phase, Phase::Failed { reason: "no\u{fffd}image".into() });
+
+    let before = owned.everything().await;
+    let long = "x".repeat(ID_BYTES_MAX + 1);
+    for id in ["a\0b", &long] {
+        assert_refused(owned.store.claim_work(&new_work(id, "work_2")).await, "claim work");
+        assert_refused(owned.store.claim_work(&new_work("session_2", id)).await, "claim work");
+        let result = owned.apply(&[received(&new_call(id))]).await;
+        assert!(matches!(result, Err(StoreError::Refused { .. })), "{result:?}");
+    }
+    let asked = owned.store.session(&"a\0b".into()).await;
+    assert!(matches!(asked, Err(StoreError::Refused { .. })), "{asked:?}");
+    assert_eq!(owned.store.session(&long.as_str().into()).await.expect("read session"), None);
+    assert_eq!(owned.everything().await, before);
+    let longest = "y".repeat(ID_BYTES_MAX);
+    let longest = Owned::of(owned.store.clone(), &longest, &longest).await;
+    longest.must(&[received(&new_call(&"z".repeat(ID_BYTES_MAX)))]).await;
 }
 
 pub async fn numbers_keep_their_range(place: &dyn Place) {

@@ -17,10 +17,15 @@ pub fn options(server: &Postgres) -> PostgresOptions {
 
 /// The same, by way of another port.
 pub fn at_port(server: &Postgres, port: u16) -> PostgresOptions {
+    PostgresOptions { user: server.user().into(), ..of_server(port) }
+}
+
+/// The journal on a test's server, for who knows no more than its port.
+pub fn of_server(port: u16) -> PostgresOptions {
     PostgresOptions {
         host: Host::Tcp("127.0.0.1".into()),
         port,
-        user: server.user().into(),
+        user: "sinew".into(),
         database: "postgres".into(),
         password: None,
         encryption: Encryption::IfOffered,
