@@ -18,6 +18,10 @@ use sandbox_launcher::{LauncherDriver, Layout};
 /// The first start formats a pool, on a machine that builds something else meanwhile.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
+const RANGES: &str = "/run/sinew/idmap";
+/// What holds the ranges of ids that no sandbox has yet, below the data directory.
+const AHEAD_HOLDER: &str = "launcher/sandboxes/ahead";
+
 /// Who `serve` would be.
 pub const SERVE_UID: u32 = 64_500;
 
@@ -46,6 +50,18 @@ pub struct Launcher {
     images: PathBuf,
     process: Option<Child>,
 }
+
+/// What a launcher has made ahead of starts, by the marks that it leaves outside of the process.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ahead {
+    pub groups: BTreeSet<PathBuf>,
+    pub volumes: BTreeSet<PathBuf>,
+    pub ranges: BTreeSet<PathBuf>,
+}
+
+/// So many starts are prepared where the configuration does not say it otherwise.
+pub const AHEAD: usize = 8;
+pub const NONE_AHEAD: &str = "\n[limits]\nstarts_ahead = 0\n";
 
 impl Launcher {
     /// `None`, with the reason on stderr, where this machine cannot run one.
@@ -148,6 +164,44 @@ impl Launcher {
         found
     }
 
+    /// What is made ahead, once that is complete.
+    pub fn ahead(&self) -> Ahead {
+        let config = fs::read_to_string(self.config()).unwrap();
+        let wanted = if config.contains(NONE_AHEAD) { 0 } else { AHEAD };
+        let end = Instant::now() + READY_WITHIN;
+        loop {
+            let ahead = self.ahead_now();
+            if ahead.volumes.len() == wanted && ahead.ranges.len() == wanted {
+                // A range is taken a moment before the rest of its part is there, and given away
+                // a moment after: so it is looked at twice.
+                let again = self.ahead_now();
+                if again == ahead && ahead.groups.is_empty() == (wanted == 0) {
+                    return ahead;
+                }
+            }
+            assert!(Instant::now() < end, "{ahead:#?}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn ahead_now(&self) -> Ahead {
+        let mut ahead = Ahead::default();
+        let mut all = BTreeSet::new();
+        groups(Path::new("/sys/fs/cgroup"), &self.installation(), &mut all);
+        let part = |group: &&String| group.contains("/part_");
+        ahead.groups.extend(
+            all.iter().filter(part).map(|group| PathBuf::from(group.trim_start_matches("group "))),
+        );
+        let unfinished = self.data().join("launcher/pool/mnt/unfinished");
+        ahead.volumes.extend(entries(&unfinished));
+        let is_ahead = |range: &PathBuf| {
+            let holder = fs::read_to_string(range).unwrap_or_default();
+            Path::new(&holder) == self.data().canonicalize().unwrap().join(AHEAD_HOLDER)
+        };
+        ahead.ranges.extend(entries(Path::new(RANGES)).filter(is_ahead));
+        ahead
+    }
+
     fn installation(&self) -> String {
         Layout::at(&self.data().canonicalize().unwrap()).installation()
     }
@@ -205,18 +259,22 @@ impl Place for Launcher {
 
     async fn footprint(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
+        // These come and go; how many there are stays.
+        let Ahead { groups: ahead_groups, volumes, ranges } = self.ahead();
+        found.insert(format!("{} volumes and {} ranges ahead", volumes.len(), ranges.len()));
+        found.insert(format!("{} groups ahead", ahead_groups.len()));
         let data = self.data().canonicalize().unwrap();
         mounts(&data, &mut found);
         groups(Path::new("/sys/fs/cgroup"), &self.installation(), &mut found);
+        found.retain(|group| !group.contains("/part_"));
         descriptors(self.pid(), &mut found);
         for directory in ["launcher/sandboxes", "launcher/agents", "launcher/pool/mnt/volumes"] {
             names(&data.join(directory), &mut found);
         }
-        let ranges = Path::new("/run/sinew/idmap");
-        for entry in fs::read_dir(ranges).unwrap().flatten() {
-            let holder = fs::read_to_string(entry.path()).unwrap_or_default();
-            if Path::new(&holder).starts_with(&data) {
-                found.insert(format!("range {}", entry.path().display()));
+        for range in entries(Path::new(RANGES)) {
+            let holder = fs::read_to_string(&range).unwrap_or_default();
+            if Path::new(&holder).starts_with(&data) && !holder.ends_with(AHEAD_HOLDER) {
+                found.insert(format!("range {}", range.display()));
             }
         }
         children(self.pid(), &mut found);
@@ -262,6 +320,10 @@ fn descriptors(pid: u32, found: &mut BTreeSet<String>) {
         }
     }
     found.extend(counts.into_iter().map(|(kind, count)| format!("descriptor {kind} × {count}")));
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path())
 }
 
 fn names(directory: &Path, found: &mut BTreeSet<String>) {
