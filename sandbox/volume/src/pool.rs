@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base_types::ByteSize;
@@ -28,12 +29,17 @@ const RESERVE_DIVISOR: u64 = 20;
 /// Sizes are whole multiples of this: loop devices and btrfs both want more than a byte.
 const ALIGNMENT: u64 = 4 << 20;
 
+/// There is room for what guests write in the time of so many looks, at the pace of the last one:
+/// growing takes a moment, and the next look comes after it.
+const LOOKS_AHEAD: u64 = 4;
+
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
     /// Size of a new pool.
     pub initial_bytes: u64,
-    /// It grows by this much when less than that is left for guests. What they wrote and the
-    /// kernel has not yet placed is not counted, so it should be more than that may be.
+    /// It grows by this much when less than that is left for guests, and by more while they write
+    /// fast. What they wrote and the kernel has not yet placed is not counted, so it should be more
+    /// than that may be.
     pub step_bytes: u64,
     pub max_bytes: u64,
     /// No guest can use this part; at least a twentieth of the pool is kept in any case.
@@ -67,6 +73,8 @@ pub struct Pool {
     config: PoolConfig,
     file_path: PathBuf,
     file: File,
+    /// Bytes that were free when growth was last considered; 0 before that.
+    free_before: AtomicU64,
     /// Also serialises growth.
     device: Mutex<LoopDevice>,
     _lock: File,
@@ -127,6 +135,7 @@ impl Pool {
             config,
             file_path,
             file,
+            free_before: AtomicU64::new(0),
             device: Mutex::new(device),
             mount_point,
             _lock: lock,
@@ -144,17 +153,22 @@ impl Pool {
         self.grow_if_needed()
     }
 
-    /// Grows the pool by one step if guests may soon need it. Cheap where they do not: to be
-    /// called often, because guests fill what is left as fast as the disk writes.
+    /// Grows the pool if guests may soon need it: by steps, as many as they would fill in the time
+    /// of some calls of this. Cheap where they do not: to be called often, because guests fill what
+    /// is left as fast as the disk writes.
     pub fn grow_if_needed(&self) -> Result<Growth, PoolError> {
         let stat = rustix::fs::fstatvfs(&self.root)
             .map_err(|errno| at("examine", &self.mount_point)(errno.into()))?;
         // Not `f_bfree`: it counts what is set aside for metadata, which no guest's data gets.
         let free = stat.f_bavail * stat.f_frsize;
+        let written = self.free_before.swap(free, Ordering::Relaxed).saturating_sub(free);
         let size = self.size_bytes()?;
         let kept = size - self.config.guests_limit(size);
-        let next = align(size + self.config.step_bytes).min(align_down(self.config.max_bytes));
-        if free >= kept + self.config.step_bytes || next <= size {
+        let step = self.config.step_bytes;
+        let lacking = (kept + step.max(written.saturating_mul(LOOKS_AHEAD))).saturating_sub(free);
+        let wanted = size.saturating_add(lacking.div_ceil(step).saturating_mul(step));
+        let next = align(wanted.min(self.config.max_bytes)).min(align_down(self.config.max_bytes));
+        if lacking == 0 || next <= size {
             return Ok(Growth::NotNeeded);
         }
         self.grow_to(next)

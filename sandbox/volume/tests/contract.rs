@@ -264,18 +264,32 @@ fn guests_cannot_use_the_reserve_and_a_full_pool_says_so() {
 
 #[test]
 fn maintain_grows_only_when_room_is_short() {
-    let Some(fixture) = Fixture::new("maintain_grows") else { return };
+    let config = PoolConfig { max_bytes: 2048 * MIB, ..CONFIG };
+    let Some(fixture) = Fixture::with("maintain_grows", config) else { return };
     let pool = fixture.pool();
     let volume = pool.create(&VolumeId::generate(), "owner", ByteSize::gib(1)).unwrap();
     assert_eq!(pool.maintain().unwrap(), Growth::NotNeeded);
-    let (_, error) = fill(&volume.upper().join("big"), 250 * MIB);
-    assert!(error.is_none(), "{error:?}");
-    assert_eq!(pool.maintain().unwrap(), Growth::Grown { to: ByteSize::mib(512) });
+    // Slowly, by one step.
+    let mut grown = Growth::NotNeeded;
+    for piece in 0..25 {
+        let (_, error) = fill(&volume.upper().join(piece.to_string()), 10 * MIB);
+        assert!(error.is_none(), "{error:?}");
+        grown = pool.maintain().unwrap();
+        if grown != Growth::NotNeeded {
+            break;
+        }
+    }
+    assert_eq!(grown, Growth::Grown { to: ByteSize::mib(512) });
     assert_eq!(pool.maintain().unwrap(), Growth::NotNeeded);
     // The file is allocated in full: as many blocks as its size.
     let metadata = fs::metadata(fixture.path().join("pool.btrfs")).unwrap();
     assert_eq!(metadata.len(), 512 * MIB);
     assert!(metadata.blocks() * 512 >= metadata.len());
+    // Fast, by more: as much again is written before the next look has led to anything.
+    let (_, error) = fill(&volume.upper().join("big"), 100 * MIB);
+    assert!(error.is_none(), "{error:?}");
+    let grown = pool.maintain().unwrap();
+    assert!(matches!(grown, Growth::Grown { to } if to >= ByteSize::mib(768)), "{grown:?}");
 }
 
 #[test]
