@@ -1,242 +1,20 @@
 //! Configurations as operators write them, right and wrong.
 
-use std::ffi::OsString;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+mod everything;
+mod files;
+mod profiles;
+mod setup;
+
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use base_config::{
-    Config, ConfigErrors, DatabaseHost, Entrypoint, Fallback, KEYS, Overrides, Place, Section,
-    Sources, StoreConfig, Tier, ToolsAs, load, load_without_environments, paths,
+    Config, Entrypoint, Fallback, KEYS, Place, Section, StoreConfig, load,
+    load_without_environments,
 };
 use base_types::ByteSize;
-
-/// Begins as a real one does; must never be seen in any message.
-const KEY: &str = "sk-ant-oat01-never-print-this";
-
-/// A data directory with a `sinew.toml`, and the variables and flags of one start.
-struct Setup {
-    folder: tempfile::TempDir,
-    variables: Vec<(&'static str, String)>,
-    overrides: Overrides,
-}
-
-impl Setup {
-    fn new(file: &str) -> Setup {
-        let setup = Setup::without_file();
-        fs::write(setup.path("sinew.toml"), file).expect("write the file");
-        setup
-    }
-
-    fn without_file() -> Setup {
-        let folder = tempfile::tempdir().expect("make a folder");
-        let data = Some(folder.path().to_owned());
-        let overrides = Overrides { data, ..Overrides::default() };
-        Setup { folder, variables: vec![], overrides }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn variable(mut self, name: &'static str, value: impl Into<String>) -> Setup {
-        self.variables.push((name, value.into()));
-        self
-    }
-
-    fn file(self, name: &str, content: &str, mode: u32) -> Setup {
-        fs::write(self.path(name), content).expect("write a file");
-        fs::set_permissions(self.path(name), Permissions::from_mode(mode)).expect("chmod");
-        self
-    }
-
-    fn sources(&self) -> Sources {
-        let variables =
-            self.variables.iter().map(|(name, value)| (OsString::from(name), value.into()));
-        Sources::new(self.overrides.clone(), variables, true)
-    }
-
-    #[track_caller]
-    fn accepted(&self) -> Config {
-        load(&self.sources()).unwrap_or_else(|errors| panic!("{errors}"))
-    }
-
-    /// The problems as an operator reads them, without the folder's name.
-    #[track_caller]
-    fn refused(&self) -> Vec<String> {
-        let Err(ConfigErrors { problems }) = load(&self.sources()) else {
-            panic!("the configuration should be refused")
-        };
-        let folder = format!("{}/", self.folder.path().display());
-        let problems = problems.iter().map(|problem| problem.to_string().replace(&folder, ""));
-        let problems: Vec<String> = problems.collect();
-        assert!(problems.iter().all(|problem| !problem.contains("never-print-this")));
-        problems
-    }
-}
-
-/// One configuration refused for exactly one thing.
-#[track_caller]
-fn refused_for(file: &str, expected: &str) {
-    let problems = Setup::new(file).refused();
-    assert_eq!(problems, [format!("sinew.toml:{expected}")], "{file}");
-}
-
-const EVERYTHING: &str = r#"
-data = "data"
-images = "/somewhere/images"
-user = 1234
-worker_id = "worker-7"
-
-[[environment]]
-id = "env_1"
-key_file = "key"
-base_url = "http://brain.example:8080/prefix"
-allow_plain_http = true
-ca_file = "ca.pem"
-tenant = "blue"
-tenant_metadata_key = "team"
-concurrency = 5
-
-[[environment]]
-id = "env_2"
-key_env = "SECOND_KEY"
-
-[[profile]]
-name = "big"
-tier = "container"
-image = "rust"
-cpus = 2.5
-memory = "8GiB"
-pids = 2_000
-disk = "16GiB"
-tools_as = "root"
-workdir = "/srv/work"
-entrypoint = ["redis-server", "--save", ""]
-env = { RUST_LOG = "debug", LANG = "C.UTF-8" }
-bash_timeout = "5min"
-bash_timeout_max = "2h"
-tool_timeout = "90s"
-keep_running = "0s"
-retain = "1d"
-
-[[profile.match]]
-environment = "env_1"
-agent = "agent_1"
-tenant = "blue"
-metadata = { size = "big", "odd key" = "" }
-
-[[profile.match]]
-metadata = { size = "huge" }
-
-[limits]
-agent_silence = "11s"
-idle = "61s"
-shutdown_drain = "31s"
-log_retention = "31d"
-node_ttl = "62s"
-brain_connect = "6s"
-brain_request = "601s"
-beat_attempt = "4s"
-stream_silence = "602s"
-
-[pool]
-initial = "5GiB"
-step = "3GiB"
-max = "65GiB"
-reserve = "513MiB"
-
-[store]
-url = "postgres://sinew@db.example:6432/journal"
-password_file = "password"
-schema = "blue"
-ca_file = "ca.pem"
-allow_plain = true
-connections = 20
-"#;
-
-fn everything() -> Setup {
-    Setup::new(EVERYTHING)
-        .file("key", &format!("  {KEY}\n"), 0o600)
-        .file("ca.pem", "", 0o644)
-        .file("password", "a pass wörd\n", 0o600)
-        .variable("SECOND_KEY", "second")
-}
-
-/// The file above must name every key there is, so that a new one cannot be forgotten here.
-#[test]
-fn every_key_is_read() {
-    let config = everything().accepted();
-    for key in KEYS {
-        let written = [format!("\n{} = ", key.name), format!("{}]]", key.name)];
-        assert!(written.iter().any(|text| EVERYTHING.contains(text)), "{}", key.name);
-    }
-    let folder = config.file.as_deref().and_then(Path::parent).expect("a file").to_owned();
-    assert_eq!(config.images, Path::new("/somewhere/images"));
-    assert_eq!((config.user, config.worker_id.as_deref()), (1234, Some("worker-7")));
-    assert_eq!(config.warnings, []);
-
-    let [first, second] = &config.environments[..] else { panic!("two environments") };
-    assert_eq!(first.id.as_str(), "env_1");
-    assert_eq!(first.key.expose(), KEY);
-    assert_eq!(first.key_file, Some(folder.join("key")));
-    assert_eq!(first.base_url, "http://brain.example:8080/prefix");
-    assert!(first.allow_plain_http);
-    assert_eq!(first.ca_file, Some(folder.join("ca.pem")));
-    assert_eq!(first.tenant.as_str(), "blue");
-    assert_eq!(first.tenant_metadata_key.as_deref(), Some("team"));
-    assert_eq!(first.concurrency, 5);
-    assert_eq!((second.id.as_str(), second.key.expose()), ("env_2", "second"));
-    assert_eq!(second.base_url, "https://api.anthropic.com");
-    assert_eq!((second.tenant.as_str(), second.concurrency), ("env_2", 32));
-
-    let [big, default] = &config.profiles[..] else { panic!("two profiles") };
-    assert_eq!((big.name.as_str(), big.tier, big.image.as_str()), ("big", Tier::Container, "rust"));
-    assert_eq!((big.cpu_millis, big.memory, big.pids), (2_500, ByteSize::gib(8), 2_000));
-    assert_eq!((big.disk, big.tools_as), (ByteSize::gib(16), Some(ToolsAs::Root)));
-    assert_eq!(big.workdir.as_deref(), Some("/srv/work"));
-    let words = ["redis-server", "--save", ""].map(str::to_owned).to_vec();
-    assert_eq!(big.entrypoint, Entrypoint::Command(words));
-    assert_eq!(big.env.get("RUST_LOG").map(String::as_str), Some("debug"));
-    assert_eq!(big.env.len(), 2);
-    let seconds = [big.bash_timeout, big.bash_timeout_max, big.tool_timeout].map(|d| d.as_secs());
-    assert_eq!(seconds, [300, 7_200, 90]);
-    assert_eq!((big.keep_running, big.retain), (Duration::ZERO, Duration::from_secs(86_400)));
-    let [one, two] = &big.matches[..] else { panic!("two matches") };
-    assert_eq!(one.environment.as_ref().map(|id| id.as_str()), Some("env_1"));
-    assert_eq!(one.agent.as_ref().map(|id| id.as_str()), Some("agent_1"));
-    assert_eq!(one.tenant.as_ref().map(|id| id.as_str()), Some("blue"));
-    assert_eq!(one.metadata.get("odd key").map(String::as_str), Some(""));
-    assert_eq!((two.environment.as_ref(), two.metadata.len()), (None, 1));
-    assert_eq!(default.name.as_str(), "default");
-
-    let limits = config.limits;
-    let seconds = [
-        limits.agent_silence,
-        limits.idle,
-        limits.shutdown_drain,
-        limits.log_retention,
-        limits.node_ttl,
-        limits.brain_connect,
-        limits.brain_request,
-        limits.beat_attempt,
-        limits.stream_silence,
-    ];
-    let expected = [11, 61, 31, 31 * 86_400, 62, 6, 601, 4, 602];
-    assert_eq!(seconds.map(|duration| duration.as_secs()), expected);
-    let pool = config.pool;
-    let [five, three, most] = [5, 3, 65].map(ByteSize::gib);
-    assert_eq!((pool.initial, pool.step, pool.max), (five, three, most));
-    assert_eq!(pool.reserve, ByteSize::mib(513));
-    let StoreConfig::Postgres(store) = &config.store else { panic!("PostgreSQL") };
-    assert_eq!(store.url.host, DatabaseHost::Tcp("db.example".into()));
-    assert_eq!((store.url.user.as_str(), store.url.port), ("sinew", 6432));
-    assert_eq!((store.url.database.as_str(), store.schema.as_str()), ("journal", "blue"));
-    assert_eq!(store.password.as_ref().map(|word| word.expose()), Some("a pass wörd"));
-    assert_eq!(store.ca_file, Some(folder.join("ca.pem")));
-    assert_eq!((store.allow_plain, store.connections), (true, 20));
-}
+use setup::{KEY, Setup, refused_for};
 
 #[test]
 fn nothing_has_to_be_configured() {
@@ -474,86 +252,6 @@ pids = 1
 }
 
 #[test]
-fn profiles_contradict_nothing() {
-    refused_for(
-        "[[profile]]\nname = \"a\"\n[[profile]]\nname = \"b\"\n",
-        "4:8: profile `b` is never chosen: profile `a` before it matches every session: put the \
-         one without [[profile.match]] last",
-    );
-    refused_for(
-        "[[profile]]\nname = \"default\"\n[[profile.match]]\nagent = \"a\"\n",
-        "2:8: profile `default` is what no other profile's match holds for; it has none: remove \
-         its [[profile.match]], or rename it",
-    );
-    refused_for(
-        "[[profile]]\nname = \"a\"\n[[profile.match]]\nagent = \"a\"\n[[profile]]\nname = \"a\"\n",
-        "6:8: profile `a` stands in the file twice: remove or rename one of them",
-    );
-    refused_for(
-        "[[profile]]\nname = \"a\"\nkeep_running = \"8d\"\n",
-        "3:16: `keep_running` (8d) is longer than `retain` (7d): shorten it, or set `retain`",
-    );
-    refused_for(
-        "[[profile]]\nname = \"a\"\nenv = { ANTHROPIC_KEY = \"x\" }\n",
-        "3:7: variable `ANTHROPIC_KEY` of `env`: ANTHROPIC_* does not enter a sandbox: credentials \
-         of the control plane stay outside it",
-    );
-    refused_for(
-        "[[profile]]\nname = \"a\"\nenv = { \"A=B\" = \"x\" }\n",
-        "3:7: `A=B` of `env` is not a variable's name: use letters, digits and `_`, and no digit \
-         in front",
-    );
-    refused_for("profile = 5\n", "1:1: `profile` is a whole number: write [[profile]]");
-    refused_for("[profile]\nname = \"a\"\n", "1:2: `profile` is a table: write [[profile]]");
-    refused_for("[[pool]]\n", "1:3: `pool` is an array: write [pool]");
-}
-
-#[test]
-fn what_runs_inside_is_told_in_words_that_fit() {
-    let profile = |line: &str| format!("[[profile]]\nname = \"p\"\n{line}\n");
-    let image = "registry.example/team/python:3.12-slim";
-    let own = Setup::new(&profile(&format!("image = \"{image}\""))).accepted();
-    assert_eq!(own.profiles[0].image, image);
-    let read = |line: &str| Setup::new(&profile(line)).accepted().profiles[0].clone();
-    assert_eq!(read("tools_as = \"user\"").tools_as, Some(ToolsAs::User));
-    assert_eq!(read("entrypoint = true").entrypoint, Entrypoint::OfImage);
-    assert_eq!(read("entrypoint = false").entrypoint, Entrypoint::None);
-    let long = format!("entrypoint = [{}\"x\"]", "\"x\", ".repeat(256));
-    let words = "`true`, `false`, or words, like [\"redis-server\", \"--save\", \"\"]";
-    let path = "an absolute path inside the sandbox, like \"/srv/app\"";
-    for (line, expected) in [
-        (
-            "image = \"../debian\"",
-            "9: `image` is not an image's name: use letters, digits and `._:/-`, at most 128, and \
-             a letter or digit in front"
-                .into(),
-        ),
-        ("workdir = \"srv\"", format!("11: `workdir` is not an absolute path: {path}")),
-        ("workdir = \"\"", format!("11: `workdir` is not an absolute path: {path}")),
-        (
-            "workdir = \"/a/../../etc\"",
-            "11: `workdir` leads upwards: write the path without `..`".into(),
-        ),
-        (
-            &format!("workdir = \"{}\"", "/a".repeat(65)),
-            "11: `workdir` is too long for a path: write a shorter one".into(),
-        ),
-        ("entrypoint = []", format!("14: `entrypoint` names no program: {words}")),
-        ("entrypoint = [\"\", \"x\"]", format!("14: `entrypoint` names no program: {words}")),
-        (
-            "entrypoint = [\"x\", 5]",
-            "14: `entrypoint` has a word that is a whole number: every word is a text".into(),
-        ),
-        ("entrypoint = \"nginx\"", format!("14: `entrypoint` is a text: {words}")),
-        (&long, "14: `entrypoint` is too long: put it into a script in the image".into()),
-    ] {
-        refused_for(&profile(line), &format!("3:{expected}"));
-    }
-    let key = Setup::new(&profile("entrypoint = [\"sk-ant-oat01-never-print-this\"]")).refused();
-    assert!(key[0].contains("looks like a key"), "{key:?}");
-}
-
-#[test]
 fn the_base_url_is_a_plain_url() {
     let with = |url: &str| {
         let file = format!("[[environment]]\nid = \"e\"\nkey_env = \"K\"\nbase_url = \"{url}\"\n");
@@ -703,106 +401,6 @@ fn no_message_repeats_a_key() {
 }
 
 #[test]
-fn a_named_file_must_exist_and_another_need_not() {
-    let mut setup = Setup::without_file();
-    setup.overrides.config = Some(setup.path("none.toml"));
-    let [problem] = &setup.refused()[..] else { panic!("one problem") };
-    assert!(problem.starts_with("--config: configuration none.toml cannot be read"), "{problem}");
-
-    let other = Setup::without_file().file("other.toml", "user = 5", 0o644);
-    let path = other.path("other.toml").display().to_string();
-    let other = other.variable("SINEW_CONFIG", path);
-    assert_eq!(other.accepted().user, 5);
-
-    let folder = Setup::without_file();
-    fs::create_dir(folder.path("sinew.toml")).expect("make a folder");
-    assert!(folder.refused()[0].contains("it is not a file"));
-    let binary = Setup::without_file();
-    fs::write(binary.path("sinew.toml"), [0xff, 0xfe]).expect("write");
-    assert!(binary.refused()[0].contains("it is not UTF-8"));
-    let large = Setup::new(&"#".repeat((1 << 20) + 1));
-    assert!(large.refused()[0].contains("larger than 1 MiB"));
-}
-
-/// A command that only looks for the socket is not kept from it by a mistake elsewhere.
-#[test]
-fn the_directories_are_found_in_a_wrong_file() {
-    let setup = Setup::new("images = \"cache\"\nusr = 1\n[limits]\nidle = 5\n");
-    let found = paths(&setup.sources()).expect("the directories are right");
-    assert_eq!((found.data.as_path(), found.images), (setup.folder.path(), setup.path("cache")));
-    assert_eq!(found.file, Some(setup.path("sinew.toml")));
-    let wrong = Setup::new("images = 5\n");
-    assert_eq!(paths(&wrong.sources()).expect_err("wrong images").problems.len(), 1);
-
-    // Where the file itself would say which directory, a line that cannot be read matters.
-    let broken = Setup::new("data = \"open\n");
-    assert!(paths(&broken.sources()).is_ok());
-    let elsewhere = Setup {
-        overrides: Overrides { config: Some(broken.path("sinew.toml")), ..Overrides::default() },
-        ..Setup::without_file()
-    };
-    assert!(paths(&elsewhere.sources()).is_err());
-}
-
-#[test]
-fn default_directories_are_the_users_own() {
-    let of = |root, variables: &[(&str, &str)]| {
-        let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
-        let sources = Sources::new(Overrides::default(), variables, root);
-        paths(&sources).map(|paths| paths.data)
-    };
-    assert_eq!(of(true, &[]).as_deref(), Ok(Path::new("/var/lib/sinew")));
-    let home = ("HOME", "/nobody/here");
-    let expected = Path::new("/nobody/here/.local/share/sinew");
-    assert_eq!(of(false, &[home]).as_deref(), Ok(expected));
-    let xdg = ("XDG_DATA_HOME", "/nobody/data");
-    assert_eq!(of(false, &[home, xdg]).as_deref(), Ok(Path::new("/nobody/data/sinew")));
-    assert_eq!(of(false, &[("SINEW_DATA", "/else")]).as_deref(), Ok(Path::new("/else")));
-    assert!(of(false, &[]).is_err());
-}
-
-#[test]
-fn paths_are_taken_as_they_are() {
-    use std::os::unix::ffi::OsStringExt;
-    let mut setup = Setup::without_file();
-    let odd = PathBuf::from(OsString::from_vec(b"/images/\xff".to_vec()));
-    setup.overrides.images = Some(odd.clone());
-    assert_eq!(setup.accepted().images, odd);
-    setup.overrides.images = Some("relative".into());
-    assert!(setup.accepted().images.is_absolute());
-    setup.overrides.images = Some("".into());
-    assert_eq!(setup.refused(), ["--images: is empty: write a path"]);
-    refused_for(
-        "images = \"~/images\"\n",
-        "1:10: `images` begins with `~`, which only a shell knows: write the path out",
-    );
-}
-
-#[test]
-fn the_launcher_takes_no_file_that_others_can_write() {
-    let setup = Setup::new("user = 5\n").file("sinew.toml", "user = 5\n", 0o644);
-    if fs::metadata(setup.path("sinew.toml")).map(|m| std::os::unix::fs::MetadataExt::uid(&m)).ok()
-        != Some(0)
-    {
-        eprintln!("SKIP the_launcher_takes_no_file_that_others_can_write: needs root");
-        return;
-    }
-    assert_eq!(load(&setup.sources().only_roots_own_file()).map(|config| config.user), Ok(5));
-    for mode in [0o664, 0o646] {
-        let setup = setup_with_mode(mode);
-        let errors = load(&setup.sources().only_roots_own_file()).expect_err("others may write");
-        assert!(errors.to_string().contains("others than root may write it: chown root"));
-        assert!(load(&setup.sources()).is_ok());
-    }
-    std::os::unix::fs::chown(setup.path("sinew.toml"), Some(1000), None).expect("chown");
-    assert!(load(&setup.sources().only_roots_own_file()).is_err());
-}
-
-fn setup_with_mode(mode: u32) -> Setup {
-    Setup::without_file().file("sinew.toml", "user = 5\n", mode)
-}
-
-#[test]
 fn a_slip_in_a_variables_name_is_a_warning() {
     let setup = Setup::without_file()
         .variable("SINEW_IMAGE", "/x")
@@ -831,7 +429,7 @@ fn a_slip_in_a_variables_name_is_a_warning() {
 /// Whatever an editor leaves behind is read or refused, never worse.
 #[test]
 fn no_file_makes_it_panic() {
-    let setup = everything();
+    let setup = everything::setup();
     let mut tried = 0;
     let mut tries = |text: &str| {
         fs::write(setup.path("sinew.toml"), text).expect("write");
@@ -840,11 +438,15 @@ fn no_file_makes_it_panic() {
         }
         tried += 1;
     };
-    for cut in (0..EVERYTHING.len()).step_by(11) {
-        tries(&EVERYTHING[..cut]);
-        tries(&format!("{}{}", &EVERYTHING[..cut], &EVERYTHING[cut + 1..]));
+    for cut in (0..everything::EVERYTHING.len()).step_by(11) {
+        tries(&everything::EVERYTHING[..cut]);
+        tries(&format!("{}{}", &everything::EVERYTHING[..cut], &everything::EVERYTHING[cut + 1..]));
         for noise in ["\"", "[", "]]", "=", "\u{0}", "ż", "{", "'''"] {
-            tries(&format!("{}{noise}{}", &EVERYTHING[..cut], &EVERYTHING[cut..]));
+            tries(&format!(
+                "{}{noise}{}",
+                &everything::EVERYTHING[..cut],
+                &everything::EVERYTHING[cut..]
+            ));
         }
     }
     tries(&"[".repeat(10_000));
