@@ -5,8 +5,8 @@ use std::fmt::Write;
 use crate::expression::NAMES;
 use crate::keys::{ACTIONS, Key, Need, Section};
 
-const INTRODUCTION: &str = include_str!("reference/introduction.md");
-const EXPRESSIONS: &str = include_str!("reference/expressions.md");
+const INTRODUCTION: &str = include_str!("reference/introduction.txt");
+const EXPRESSIONS: &str = include_str!("reference/expressions.txt");
 
 /// `docs/user/policy.md`.
 pub fn reference() -> String {

@@ -99,73 +99,75 @@ fn a_denied_host_is_denied_in_all_its_clothes() {
     allowed(session.get("https://notevil.example:9443/"));
 }
 
+const LOOKALIKES: &[&str] = &[
+    "",
+    ".",
+    "..",
+    "good.example..",
+    ".good.example",
+    "good..example",
+    "good.example.evil.test",
+    "evilgood.example",
+    "good.example@evil.test",
+    "user:pass@good.example",
+    "good.example:443@evil.test",
+    "evil.test:443:good.example",
+    "good.example%00.evil.test",
+    "good.example%2eevil.test",
+    "good.example\\.evil.test",
+    "good.example/evil",
+    "good.example#evil",
+    "good.example evil.test",
+    "good.example\tevil",
+    "good.example\r\nHost: evil.test",
+    "good.example\0",
+    "gооd.example",
+    "xn--",
+    "xn--a.example",
+    "xn--zzzzzzzzzzzz.example",
+    "good.example,evil.test",
+    "*.example",
+    "good.example:0",
+    "good.example:",
+    "good.example:+443",
+    "good.example: 443",
+    "good.example:0443",
+    "good.example:443443",
+    "good.example:65979",
+    "good.example:443:443",
+    "good.example:８０",
+    "1.2.3.4.5",
+    "1.2.3.256",
+    "1.2.3.0x",
+    "0x100000000",
+    "4294967296",
+    "09.2.3.4",
+    "1..2",
+    "1.2.3.4x",
+    "::1",
+    "::ffff:1.2.3.4",
+    "[::1",
+    "::1]",
+    "[::1]]",
+    "[1.2.3.4]",
+    "[::ffff:1.2.3.4%25eth0]",
+    "[fe80::1%eth0]",
+    "[::1.2.3.4]",
+    "[64:ff9b::1.2.3.4]",
+    "[2002:102:304::]",
+    "[]",
+    "[good.example]",
+    "-",
+    "a_b",
+];
+
 #[test]
 fn what_only_looks_like_the_host_is_refused() {
     let session = session();
-    for authority in [
-        "",
-        ".",
-        "..",
-        "good.example..",
-        ".good.example",
-        "good..example",
-        "good.example.evil.test",
-        "evilgood.example",
-        "good.example@evil.test",
-        "user:pass@good.example",
-        "good.example:443@evil.test",
-        "evil.test:443:good.example",
-        "good.example%00.evil.test",
-        "good.example%2eevil.test",
-        "good.example\\.evil.test",
-        "good.example/evil",
-        "good.example#evil",
-        "good.example evil.test",
-        "good.example\tevil",
-        "good.example\r\nHost: evil.test",
-        "good.example\0",
-        "gооd.example",
-        "xn--",
-        "xn--a.example",
-        "xn--zzzzzzzzzzzz.example",
-        "good.example,evil.test",
-        "*.example",
-        "good.example:0",
-        "good.example:",
-        "good.example:+443",
-        "good.example: 443",
-        "good.example:0443",
-        "good.example:443443",
-        "good.example:65979",
-        "good.example:443:443",
-        "good.example:８０",
-        "1.2.3.4.5",
-        "1.2.3.256",
-        "1.2.3.0x",
-        "0x100000000",
-        "4294967296",
-        "09.2.3.4",
-        "1..2",
-        "1.2.3.4x",
-        "::1",
-        "::ffff:1.2.3.4",
-        "[::1",
-        "::1]",
-        "[::1]]",
-        "[1.2.3.4]",
-        "[::ffff:1.2.3.4%25eth0]",
-        "[fe80::1%eth0]",
-        "[::1.2.3.4]",
-        "[64:ff9b::1.2.3.4]",
-        "[2002:102:304::]",
-        "[]",
-        "[good.example]",
-        "-",
-        "a_b",
-    ] {
+    for authority in LOOKALIKES {
         let decision = session.get(&format!("https://{authority}/"));
         // A slash or question mark ends the authority.
-        let still_good = authority == "good.example/evil";
+        let still_good = *authority == "good.example/evil";
         assert_eq!(decision.verdict() == "allow", still_good, "{authority:?}: {decision:?}");
     }
     let long = format!("{}good.example", "a.".repeat(4000));
@@ -352,10 +354,7 @@ fn the_end_of_a_body_is_said_once() {
     }
 }
 
-#[test]
-fn a_condition_on_a_header_or_parameter_is_not_fooled_by_two_of_them() {
-    let session = Session::deployment(
-        r#"
+const TWICE: &str = r#"
 [[rule]]
 id = "open"
 action = "allow"
@@ -380,8 +379,11 @@ id = "shut-query"
 action = "deny"
 host = "c.example"
 query = { mode = "write" }
-"#,
-    );
+"#;
+
+#[test]
+fn a_condition_on_a_header_is_not_fooled_by_two_of_them() {
+    let session = Session::deployment(TWICE);
     let (a, c) = ("https://a.example/", "https://c.example/");
     allowed(session.send("GET", a, &[("X-Mode", "read")]));
     allowed(session.send("GET", a, &[("x-mode", " read "), ("x-mode", "read")]));
@@ -403,6 +405,11 @@ query = { mode = "write" }
     ] {
         denied(session.send("GET", c, headers));
     }
+}
+
+#[test]
+fn a_condition_on_a_parameter_is_not_fooled_by_its_spelling() {
+    let session = Session::deployment(TWICE);
     for (query, allow) in [
         ("mode=read", true),
         ("mode=%72ead", true),
