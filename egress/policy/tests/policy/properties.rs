@@ -246,7 +246,9 @@ proptest! {
     ) {
         let opens = |lines: &Vec<String>| ["\"allow\"", "\"inject\""].iter().any(|a| lines[0].ends_with(a));
         let opening: Vec<usize> = (0..rules.len()).filter(|at| opens(&rules[*at])).collect();
-        prop_assume!(!opening.is_empty());
+        if opening.is_empty() {
+            return Ok(());
+        }
         let mut narrower = rules.clone();
         let lines = &mut narrower[opening[which.index(opening.len())]];
         lines.push(condition);
