@@ -106,7 +106,7 @@ fn system(packages: &Path) -> Result<PathBuf, String> {
     run(Command::new("cp").arg("-a").arg(packages.join("lib/modules")).arg(root.join("lib")))?;
     let version = fs::read_dir(root.join("lib/modules")).into_iter().flatten().flatten().next();
     let version = version.ok_or("the kernel package has no modules")?.file_name();
-    run(Command::new("depmod").arg("--basedir").arg(&root).arg(version))?;
+    run(Command::new("chroot").arg(&root).arg("depmod").arg(version))?;
     let units = root.join("etc/systemd/system");
     fs::write(units.join("scene.service"), UNIT).map_err(|error| error.to_string())?;
     let link = |to: &str, name: &Path| {

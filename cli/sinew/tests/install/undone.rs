@@ -58,6 +58,48 @@ fn an_upgrade_that_fails_in_the_middle_brings_the_old_one_back() {
     assert!(room.read("/etc/systemd/system/sinew.service").contains("WatchdogSec=5s"));
 }
 
+/// Something happens to the installation while the system's tool makes the user.
+fn installs_while(room: &Room, happens: &str) -> std::process::Output {
+    room.shell(&format!(
+        "printf '#!/bin/sh\\n/usr/sbin/useradd \"$@\"; {happens}\\n' > /usr/local/sbin/useradd
+         chmod +x /usr/local/sbin/useradd"
+    ));
+    let mut install = room.command(env!("CARGO_BIN_EXE_sinew"));
+    install.env("PATH", "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let output = install.args(INSTALL).output().unwrap();
+    room.shell("rm /usr/local/sbin/useradd");
+    output
+}
+
+#[test]
+fn an_interrupted_installation_is_undone() {
+    let Some(room) = Room::new("an_interrupted_installation_is_undone") else { return };
+    let before = state(&room);
+    let output = installs_while(&room, "kill -INT $PPID");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("every step was undone") && said.contains("SIGINT"), "{said}");
+    assert_eq!(state(&room), before);
+}
+
+#[test]
+fn a_killed_installation_is_taken_up_or_taken_back() {
+    for after in ["up", "back"] {
+        let test = "a_killed_installation_is_taken_up_or_taken_back";
+        let Some(room) = Room::new(test) else { return };
+        let before = state(&room);
+        let output = installs_while(&room, "kill -KILL $PPID");
+        assert_eq!(output.status.code(), None, "it was killed");
+        assert_ne!(state(&room), before);
+        if after == "up" {
+            room.works(&INSTALL);
+            assert!(room.exists("/usr/local/bin/sinew"));
+        }
+        room.works(&["install", "--uninstall", "--purge", "--yes"]);
+        assert_eq!(state(&room), before, "{after}: the user is known to be ours");
+    }
+}
+
 /// Whatever a killed run left beside the files is neither used nor in the way.
 #[test]
 fn what_a_killed_run_left_is_replaced() {

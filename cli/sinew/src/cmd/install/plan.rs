@@ -73,6 +73,7 @@ pub fn of_files(target: &Target, before: Option<&Record>) -> anyhow::Result<Plan
     }
     let Some(before) = before.filter(|_| target.destdir.is_none()) else {
         plan.record(target, &record)?;
+        plan.record_first(target);
         return Ok(plan);
     };
     for obsolete in before.files.difference(&record.files) {
@@ -111,6 +112,23 @@ impl Plan {
             content: record.text(),
         };
         self.piece(target, piece, &mut record.clone())
+    }
+
+    /// The first time, what will be there is written down before it is: so that a run that is killed
+    /// can be taken up, and taken back.
+    fn record_first(&mut self, target: &Target) {
+        if target.destdir.is_some() {
+            return;
+        }
+        let record = target.record();
+        let is_first = |change: &Change| match change {
+            Change::MakeDirectory(directory) => record.parent() == Some(&directory.path),
+            Change::Write { piece, .. } => piece.path == record,
+            _ => false,
+        };
+        let changes = std::mem::take(&mut self.changes);
+        let (first, rest): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(is_first);
+        self.changes.extend(first.into_iter().chain(rest));
     }
 
     fn directory(
