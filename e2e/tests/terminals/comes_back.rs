@@ -14,16 +14,21 @@ fn client_pid(pane: &Pane, file: &str) -> Pid {
     Pid::from_raw(pane.wait_for_file(&path).trim().parse().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shell_outlives_its_viewers_and_serve() {
-    let name = "a_shell_outlives_its_viewers_and_serve";
-    let Some((mut installation, session)) = with_sandbox(name).await else { return };
-    let pane = Pane::open(&installation);
+/// Opens a shell, sets a variable in it, and answers with its process id.
+fn begin(pane: &Pane, session: &str) -> String {
     pane.run(&format!("sinew shell {session}"));
     pane.wait_for("/workspace$");
     pane.run("x=kept; echo the-pid=$$.");
     let is_pid = |screen: &str| between(screen, "the-pid=", ".").parse::<u32>().is_ok();
-    let pid = between(&pane.wait_until("the pid", is_pid), "the-pid=", ".");
+    between(&pane.wait_until("the pid", is_pid), "the-pid=", ".")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_outlives_its_viewers() {
+    let name = "a_shell_outlives_its_viewers";
+    let Some((installation, session)) = with_sandbox(name).await else { return };
+    let pane = Pane::open(&installation);
+    let pid = begin(&pane, &session);
 
     // A second person at the same shell: both see everything.
     let second = Pane::open(&installation);
@@ -60,6 +65,14 @@ async fn a_shell_outlives_its_viewers_and_serve() {
         assert_eq!(second.wait_for_file(&second.path("before")), after);
         std::fs::remove_file(second.path("after")).unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_outlives_serve() {
+    let name = "a_shell_outlives_serve";
+    let Some((mut installation, session)) = with_sandbox(name).await else { return };
+    let pane = Pane::open(&installation);
+    let pid = begin(&pane, &session);
 
     // `serve` dies: the viewer is told, the shell goes on, and the next `serve` finds it.
     installation.kill_serve();
@@ -70,7 +83,7 @@ async fn a_shell_outlives_its_viewers_and_serve() {
     pane.wait_for(" icanon");
     installation.start_serve();
     pane.run(&format!("clear; sinew shell {session}"));
-    pane.wait_for(&format!("still-kept-{pid}"));
+    pane.wait_for(&format!("the-pid={pid}."));
     pane.run("echo after-restart-$x-$$");
     pane.wait_for(&format!("after-restart-kept-{pid}"));
 
@@ -102,10 +115,11 @@ async fn root_several_shells_lists_and_ends() {
     pane.wait_for("detached");
     pane.wait_for_outer();
     pane.run(&format!("sinew shell {session} --name work --command 'echo only-this; exit 4'"));
+    // Once as it was typed, and once as it ran.
+    pane.wait_until("it has run", |screen| screen.matches("only-this").count() == 2);
     pane.wait_for_outer();
     pane.run("echo code=$?");
     pane.wait_for("code=4");
-    assert!(pane.all().contains("only-this"));
 
     let listed = installation.json(&["shell", &session, "--list", "--json"]);
     let of = |name: &str| {

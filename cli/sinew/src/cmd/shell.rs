@@ -25,7 +25,7 @@ pub use self::escape::EscapeKey;
 use self::screen::Screen;
 use crate::args::ShellArgs;
 use crate::cmd::block_on;
-use crate::exit::{Exit, ProgramLost};
+use crate::exit::{Exit, ProgramLost, UsageError};
 use crate::installation::Installation;
 use crate::output;
 use crate::terminal::RawMode;
@@ -41,6 +41,9 @@ const TERM_DEFAULT: &str = "xterm-256color";
 const RESTORE_WAIT: Duration = Duration::from_secs(1);
 
 pub fn run(args: ShellArgs) -> anyhow::Result<Exit> {
+    if args.json.json && !args.list && !args.kill {
+        return Err(UsageError("--json is for --list and --kill".to_owned()).into());
+    }
     if args.list {
         return block_on(list(args));
     }

@@ -99,9 +99,8 @@ mod tests {
         assert_eq!("^]".parse(), Ok(EscapeKey(Some(0x1d))));
         assert_eq!("^a".parse(), Ok(EscapeKey(Some(1))));
         assert_eq!("%".parse(), Ok(EscapeKey(Some(b'%'))));
-        for wrong in ["", ".", "ab", "ä", " ", "^", "^^^"] {
-            let parsed = wrong.parse::<EscapeKey>();
-            assert!(parsed.is_err() || wrong == "^", "{wrong:?}: {parsed:?}");
+        for wrong in ["", ".", "ab", "ä", " ", "^^^", "^1"] {
+            assert!(wrong.parse::<EscapeKey>().is_err(), "{wrong:?}");
         }
         assert_eq!((shown(0x1d), shown(b'~')), ("^]".to_owned(), "~".to_owned()));
     }
