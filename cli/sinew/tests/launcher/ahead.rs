@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use base_types::{Epoch, SandboxId};
-use sandbox_api::contract::Place;
 use sandbox_api::{SandboxDriver, SandboxSpec};
 use sandbox_launcher::LauncherDriver;
 
