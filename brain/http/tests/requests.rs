@@ -2,7 +2,9 @@
 
 mod support;
 
+use base_types::Secret;
 use brain_api::{Brain, ExpectedBeat, SendCredential, ToolResult, ToolResultKind};
+use brain_http::{HttpBrain, HttpBrainConfig};
 use support::{KEY, ScriptedBrain, TOKEN, answer, config_for, event_stream, token};
 
 const BEAT: &str = r#"{"last_heartbeat":"2026-11-24T11:40:19.954111Z","lease_extended":true,"state":"active","ttl_seconds":4}"#;
@@ -180,4 +182,33 @@ async fn a_configuration_that_cannot_work_is_refused_before_anything_is_sent() {
         let text = base_types::Chain(&error).to_string();
         assert!(!text.contains("pw") && !text.contains("lines"), "{text}");
     }
+}
+
+/// A new key is used at once, by sessions without a token of their own too.
+#[tokio::test]
+async fn another_key_is_used_from_the_next_request_on() {
+    let replies = vec![answer(200, "null"), answer(200, r#"{"data":[]}"#), answer(200, "null")];
+    let brain = ScriptedBrain::start(replies).await;
+    let client = brain.client();
+    let session = client.session(&"sesn_1".into(), None);
+    client.poll().await.unwrap();
+    assert!(!client.replace_key(&Secret::new(KEY)).unwrap(), "the same key is no other one");
+    assert!(client.replace_key(&Secret::new("another-key")).unwrap());
+    assert!(client.replace_key(&Secret::new("no\nkey")).is_err());
+    session.events(None).await.unwrap();
+    client.poll().await.unwrap();
+    let credentials: Vec<String> =
+        brain.seen().iter().map(|seen| seen.header("authorization").unwrap().to_owned()).collect();
+    assert_eq!(credentials[0], format!("Bearer {KEY}"));
+    assert_eq!(credentials[1..], ["Bearer another-key", "Bearer another-key"]);
+}
+
+#[tokio::test]
+async fn an_item_that_was_left_is_asked_for_again_as_soon_as_wished() {
+    let brain = ScriptedBrain::start(vec![answer(200, "null")]).await;
+    let reclaim = Some(std::time::Duration::from_secs(2));
+    let config = HttpBrainConfig { reclaim, ..config_for(&brain.url) };
+    HttpBrain::new(config).unwrap().poll().await.unwrap();
+    let seen = brain.seen();
+    assert!(seen[0].target.ends_with("/poll?block_ms=999&reclaim_older_than_ms=2000"));
 }

@@ -158,6 +158,7 @@ impl Play<'_> {
             custom: spec.custom,
             thread,
             state,
+            awaited: spec.awaited,
             expect: spec.expect.clone(),
             step: self.session.player.next,
         };
@@ -233,6 +234,7 @@ impl Play<'_> {
                 custom: kind == "agent.custom_tool_use",
                 thread: event["session_thread_id"].as_str().map(str::to_owned),
                 state: CallState::Abandoned,
+                awaited: false,
                 expect: Expectation::default(),
                 step: self.session.player.next,
             };

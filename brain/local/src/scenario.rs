@@ -19,6 +19,7 @@
 //! permission = "allow"                  # allow | ask | deny | any text; default: the agent's policy
 //! custom = false                        # true: agent.custom_tool_use
 //! thread = "reviewer"                   # issued by a child thread, created at its first use
+//! awaited = true                        # false: the script goes on without the result
 //! expect = { contains = "README", is_error = false }
 //!
 //! [[step]]
@@ -127,6 +128,8 @@ pub(crate) struct CallSpec {
     pub permission: Option<String>,
     pub custom: bool,
     pub thread: Option<String>,
+    /// The script waits for the result.
+    pub awaited: bool,
     pub expect: Expectation,
 }
 

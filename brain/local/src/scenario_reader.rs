@@ -14,7 +14,8 @@ use crate::scenario::{
 };
 
 const ROOT_KEYS: &[&str] = &["description", "step"];
-const CALL_KEYS: &[&str] = &["tool", "input", "permission", "custom", "thread", "expect"];
+const CALL_KEYS: &[&str] =
+    &["tool", "input", "permission", "custom", "thread", "awaited", "expect"];
 const EXPECT_KEYS: &[&str] =
     &["contains", "not_contains", "regex", "equals", "is_error", "has_block"];
 const STEP_KEYS: &[&str] = &[
@@ -133,10 +134,11 @@ impl Reader<'_> {
         let permission = get(table, "permission").and_then(|item| self.text(item));
         let thread = get(table, "thread").and_then(|item| self.text(item));
         let custom = get(table, "custom").and_then(|item| self.boolean(item)).unwrap_or(false);
+        let awaited = get(table, "awaited").and_then(|item| self.boolean(item)).unwrap_or(true);
         if custom && permission.is_some() {
             self.mistake(span_of(table, "permission"), "a custom tool has no permission".into());
         }
-        Some(CallSpec { tool: tool?, input, permission, custom, thread, expect })
+        Some(CallSpec { tool: tool?, input, permission, custom, thread, awaited, expect })
     }
 
     fn expectation(&mut self, item: &Item<'_>) -> Option<Expectation> {

@@ -95,6 +95,8 @@ pub(crate) struct Call {
     pub custom: bool,
     pub thread: Option<String>,
     pub state: CallState,
+    /// The script waits for it.
+    pub awaited: bool,
     pub expect: Expectation,
     /// The step that issued it, counted from 1.
     pub step: usize,
@@ -189,7 +191,7 @@ impl Session {
 
     /// The ids the session waits for, in the order they were issued.
     pub(crate) fn blocking(&self) -> Vec<String> {
-        let blocking = self.calls.iter().filter(|(_, call)| call.state.blocks());
+        let blocking = self.calls.iter().filter(|(_, call)| call.awaited && call.state.blocks());
         let mut found: Vec<(u64, &String)> = blocking.map(|(id, call)| (call.order, id)).collect();
         found.sort();
         found.into_iter().map(|(_, id)| id.clone()).collect()

@@ -14,6 +14,7 @@ mod postgres;
 mod refused;
 mod served;
 mod sleep;
+mod threads;
 mod trouble;
 mod upgraded;
 

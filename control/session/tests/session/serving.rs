@@ -600,3 +600,35 @@ async fn an_operator_borrows_the_sandbox_and_stops_the_session() {
     assert!(server.handle.guest(&session).await.is_err());
     drop(server);
 }
+
+/// The post arrived, and the crash came before the journal knew: the history says so, the result is
+/// not posted again, and nothing stays open.
+#[tokio::test]
+async fn a_result_posted_before_a_crash_is_settled_by_the_history() {
+    let mut world = World::new().await;
+    let cut = world.cut_from_the_store();
+    world.brain.offer("work_1");
+    let server = world.serve();
+    world.phase_is("serving").await;
+    world.brain.cut_at_send(cut.clone());
+    world.brain.emit(bash("t1", "once"));
+    world.posts_are(1).await;
+    server.crash();
+    cut.set(false);
+    let open = world.store.open_calls(&SessionId::from(SESSION)).await.unwrap();
+    assert!(matches!(open[0].state, CallState::Finished { .. }), "{open:?}");
+
+    let server = world.serve();
+    wait_for("the call to be settled", async || {
+        match world.store.open_calls(&SessionId::from(SESSION)).await.unwrap() {
+            open if open.is_empty() => Ok(()),
+            open => Err(format!("{open:?}")),
+        }
+    })
+    .await;
+    assert_eq!(world.brain.logged("send"), 1);
+    let call = world.calls().await.remove(0);
+    assert!(matches!(call.state, CallState::Settled { refused: None, .. }), "{call:?}");
+    assert_eq!(world.begun(1).await, ["once"]);
+    drop(server);
+}

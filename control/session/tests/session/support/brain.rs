@@ -16,6 +16,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
+use super::store::Cut;
+
 pub const ENVIRONMENT: &str = "env_1";
 pub const SESSION: &str = "sesn_1";
 
@@ -58,6 +60,8 @@ pub struct State {
     pub send_answers: VecDeque<(BrainErrorKind, bool)>,
     pub list_answers: VecDeque<BrainErrorKind>,
     pub ack_answers: VecDeque<BrainErrorKind>,
+    /// Cut when a result arrives.
+    cut: Option<Cut>,
     pub ttl: Duration,
 }
 
@@ -162,6 +166,7 @@ impl TestBrain {
             send_answers: VecDeque::new(),
             list_answers: VecDeque::new(),
             ack_answers: VecDeque::new(),
+            cut: None,
             ttl: Duration::from_secs(60),
         };
         let environment = EnvironmentId::from(environment);
@@ -170,6 +175,11 @@ impl TestBrain {
 
     pub fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap())
+    }
+
+    /// The line to the store is cut in the moment in which the next result arrives.
+    pub fn cut_at_send(&self, cut: Cut) {
+        self.with(|state| state.cut = Some(cut));
     }
 
     pub fn session_id(&self) -> SessionId {
@@ -364,6 +374,9 @@ impl BrainSession for TestBrain {
         });
         if answer.is_none_or(|(_, arrives)| arrives) {
             let result: ToolResult = serde_json::from_slice(body).unwrap();
+            if let Some(cut) = self.with(|state| state.cut.take()) {
+                cut.set(true);
+            }
             self.with(|state| state.posts.push(text));
             let id = format!("answer-{}", result.call);
             self.emit(event(&id, EventKind::Answered(result.call)));
