@@ -84,8 +84,11 @@ impl ImageStore {
         if !rustix::process::geteuid().is_root() {
             return Err(BuildImageError::NotRoot);
         }
+        let mut is_told = false;
         let lock = self.lock_for_build(&mut || {
-            progress(step(Stage::Waiting, 0));
+            if !std::mem::replace(&mut is_told, true) {
+                progress(step(Stage::Waiting, 0));
+            }
             true
         })?;
         if !options.force

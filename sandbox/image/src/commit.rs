@@ -158,7 +158,7 @@ impl ImageStore {
 
     fn publish(&self, manifest: &Manifest, target: &Path) -> Result<(), CommitError> {
         let error = |source| CommitError::Write { path: target.to_owned(), source };
-        publish(self.dir(), &manifest.id).map_err(error)
+        publish(self.dir(), manifest).map_err(error)
     }
 
     /// Waits while someone else builds or imports, for as long as `go_on` says so.

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,10 @@ pub enum OpenStoreError {
 
 #[derive(Debug, thiserror::Error)]
 pub enum GetImageError {
-    #[error("there is no image `{name}`: build it with `sinew image build`")]
+    #[error(
+        "there is no image `{name}`: build one with `sinew image build`, or bring your own with \
+         `sinew image import`"
+    )]
     Missing { name: String },
     #[error("the manifest {path} is damaged: run `sinew image build --force`")]
     Damaged { path: PathBuf, source: io::Error },
@@ -279,17 +282,26 @@ impl ImageStore {
     }
 }
 
-/// Makes the manifest readable for those who cannot walk into the image. Done again for an image
-/// that is there already, since a crash may have come between the rename and this.
-pub(crate) fn publish(images: &Path, id: &ImageId) -> io::Result<()> {
-    let private = images.join(id.as_str()).join(MANIFEST_FILE);
-    // The last part of the prefix is for removals only, so that no build has this name.
+/// Makes the manifest readable for those who cannot walk into the image, but for the words and
+/// variables of its programs: people bake secrets into those. Done again for an image that is there
+/// already, since a crash may have come between the rename and this.
+pub(crate) fn publish(images: &Path, manifest: &Manifest) -> io::Result<()> {
+    let id = &manifest.id;
+    let mut public = manifest.clone();
+    if let Some(config) = &mut public.config {
+        config.env.clear();
+        config.entrypoint.clear();
+        config.cmd.clear();
+        config.labels.clear();
+    }
+    // A name of removals, so that no build has it and the next one sweeps it.
     let new = images.join(format!("{REMOVING_PREFIX}manifest-{id}"));
     remove_tree(&new)?;
-    fs::hard_link(private, &new)?;
-    // A reader finds the old one or the new one. Of two names of one file, rename leaves both.
+    let mut file = File::create_new(&new)?;
+    file.write_all(&serde_json::to_vec_pretty(&public)?)?;
+    file.sync_all()?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
     fs::rename(&new, images.join(format!("{id}.json")))?;
-    remove_tree(&new)?;
     File::open(images)?.sync_all()
 }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,6 +92,8 @@ impl Unpacking<'_> {
             .stdout(Stdio::from(lock))
             .stderr(Stdio::null())
             .current_dir("/")
+            // A terminal's Ctrl-C is for us, who then say what became of the import.
+            .process_group(0)
             .spawn()
             .map_err(ImportImageError::Start)
     }

@@ -9,8 +9,8 @@ use crate::unpack::limits::ImportLimits;
 use crate::unpack::place::EntryPath;
 use crate::unpack::stream::Unpacked;
 use crate::unpack::tar::{Archive, End, Entry};
-use crate::unpack::tree::Whiteouts;
 use crate::unpack::users::Users;
+use crate::unpack::whiteouts::Whiteouts;
 
 /// Small, so that a fuzzer finds what happens at them.
 const LIMITS: ImportLimits = ImportLimits { bytes: 4 << 20, entries: 1000 };

@@ -7,8 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::BorrowedFd;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -62,8 +64,8 @@ pub fn separate() -> Result<(), JailError> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(at("a user namespace"))
 }
 
-/// Second half, when the namespace has its ids.
-pub fn close() -> Result<(), JailError> {
+/// Second half, when the namespace has its ids. `host` is the other process's socket.
+pub fn close(host: BorrowedFd<'_>) -> Result<(), JailError> {
     let (root, group) = (Uid::ROOT, Gid::ROOT);
     rustix::thread::set_thread_groups(&[])
         .and_then(|()| rustix::thread::set_thread_res_gid(group, group, group))
@@ -72,9 +74,15 @@ pub fn close() -> Result<(), JailError> {
     limit_resources().map_err(at("limits"))?;
     limit_capabilities().map_err(at("capabilities"))?;
     rustix::process::umask(Mode::empty());
-    // Last: a change of ids clears it. The socket's end tells of a parent that died before this.
+    // After the change of ids, which clears it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(at("ends with its parent"))?;
+    // Whoever died before that sends no signal any more, but has let go of the socket.
+    let mut look = [PollFd::new(&host, PollFlags::HUP)];
+    let hung_up = poll(&mut look, Some(&Timespec::default())).map_err(at("look for its parent"))?;
+    if hung_up > 0 {
+        return Err(JailError { step: "ends with its parent", error: "it is gone".to_owned() });
+    }
     let filter = filter().map_err(at("system calls"))?;
     // It sets no_new_privs, too.
     seccompiler::apply_filter(&filter).map_err(at("system calls"))

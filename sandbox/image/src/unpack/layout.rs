@@ -11,7 +11,8 @@ use crate::unpack::limits::{DOCUMENT_BYTES_MAX, INDEX_DEPTH_MAX, LAYERS_MAX};
 use crate::unpack::source::{Blob, Source};
 use crate::unpack::stream::{Unpacked, sha256};
 use crate::unpack::tar::{Archive, End};
-use crate::unpack::tree::{Tree, Whiteouts};
+use crate::unpack::tree::Tree;
+use crate::unpack::whiteouts::Whiteouts;
 use crate::unpack::{Job, Watch, users};
 
 /// What an error shows of the images in an archive.
@@ -77,20 +78,20 @@ impl Layout<'_> {
             self.source
                 .document("oci-layout", self.watch)?
                 .ok_or_else(|| missing("the file `oci-layout`"))?;
-            return self.from_index(parse("index.json", &index)?);
+            return self.by_index(parse("index.json", &index)?);
         }
         match self.source.document("manifest.json", self.watch)? {
-            Some(manifest) => self.from_docker(parse("manifest.json", &manifest)?),
+            Some(manifest) => self.by_docker(parse("manifest.json", &manifest)?),
             None => Err(missing("the file `index.json`")),
         }
     }
 
-    fn from_index(&self, index: Index) -> Result<Chosen, UnpackError> {
+    fn by_index(&self, index: Index) -> Result<Chosen, UnpackError> {
         let mut chosen = self.pick(index.manifests)?;
         let reference = chosen.names().next().map(str::to_owned);
         for _ in 0..INDEX_DEPTH_MAX {
             if !chosen.is_index() {
-                return self.from_manifest(&chosen, reference);
+                return self.by_manifest(&chosen, reference);
             }
             let bytes = self.checked_document(&chosen, "an index")?;
             let index: Index = parse("an index", &bytes)?;
@@ -163,7 +164,7 @@ impl Layout<'_> {
         }
     }
 
-    fn from_manifest(
+    fn by_manifest(
         &self,
         descriptor: &Descriptor,
         reference: Option<String>,
@@ -202,7 +203,7 @@ impl Layout<'_> {
         Ok(Chosen { kind: SourceKind::OciLayout, reference, digest, config, layers })
     }
 
-    fn from_docker(&self, images: Vec<DockerImage>) -> Result<Chosen, UnpackError> {
+    fn by_docker(&self, images: Vec<DockerImage>) -> Result<Chosen, UnpackError> {
         let all = || listed(images.iter().flat_map(|image| &image.repo_tags).map(String::as_str));
         let image = match (&self.job.reference, images.as_slice()) {
             (_, []) => return Err(UnpackError::Empty),

@@ -14,6 +14,7 @@ mod stream;
 mod tar;
 mod tree;
 mod users;
+mod whiteouts;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -99,7 +100,7 @@ fn serve(host: &Rc<RefCell<Host>>) -> Result<Report, UnpackError> {
             _ => return Err(internal(&"a wrong first message")),
         }
     };
-    jail::close().map_err(|error| internal(&error))?;
+    jail::close(host.borrow().socket.as_fd()).map_err(|error| internal(&error))?;
     let root = descriptors.next().ok_or_else(|| internal(&"there is no root"))?;
     unpack(&job, root, descriptors.next().map(File::from), host)
 }

@@ -12,37 +12,13 @@ use rustix::io::Errno;
 
 use crate::config::LeftOut;
 use crate::unpack::error::{UnpackError, shown};
-use crate::unpack::limits::{BUFFER_BYTES, ImportLimits, LINK_BYTES_MAX, WHITEOUT_BYTES_MAX};
+use crate::unpack::limits::{BUFFER_BYTES, ImportLimits, LINK_BYTES_MAX};
 use crate::unpack::place::{EntryPath, Missing, Places};
 use crate::unpack::tar::{Archive, Entry, Kind};
+use crate::unpack::whiteouts::{Hides, Meaning, Whiteouts, meaning};
 
 /// The highest id of a sandbox.
 const ID_MAX: u64 = 65_535;
-const WHITEOUT: &[u8] = b".wh.";
-/// Marks of layers themselves, of which only one means something to us.
-const WHITEOUT_META: &[u8] = b".wh..wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// What a layer takes away from those below it. Applied before anything of the layer is unpacked:
-/// a whiteout never touches what its own layer brings.
-#[derive(Debug, Default)]
-pub struct Whiteouts {
-    list: Vec<(EntryPath, Hides)>,
-    bytes: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hides {
-    Entry,
-    Content,
-}
-
-/// What a name in a layer means.
-enum Meaning {
-    Entry(EntryPath),
-    Whiteout(EntryPath, Hides),
-    Nothing,
-}
 
 pub struct Tree {
     places: Places,
@@ -51,47 +27,6 @@ pub struct Tree {
     bytes: u64,
     pub left_out: LeftOut,
     buffer: Vec<u8>,
-}
-
-// === impl Whiteouts ===
-
-impl Whiteouts {
-    pub fn collect(&mut self, entry: &Entry) -> Result<(), UnpackError> {
-        if let Meaning::Whiteout(path, hides) = meaning(&entry.path)? {
-            self.bytes += entry.path.len() + size_of::<EntryPath>();
-            if self.bytes > WHITEOUT_BYTES_MAX {
-                return Err(UnpackError::entry(&entry.path, "the layer removes too many files"));
-            }
-            self.list.push((path, hides));
-        }
-        Ok(())
-    }
-}
-
-fn meaning(path: &[u8]) -> Result<Meaning, UnpackError> {
-    let parsed = EntryPath::parse(path)?;
-    let Some((parent, name)) = parsed.split() else { return Ok(Meaning::Entry(parsed)) };
-    if parent.iter().any(|component| component.starts_with(WHITEOUT_META)) {
-        return Ok(Meaning::Nothing);
-    }
-    if parent.iter().any(|component| component.starts_with(WHITEOUT)) {
-        return Err(UnpackError::entry(path, "it lies below a whiteout"));
-    }
-    if name == OPAQUE {
-        let parent = EntryPath::parse(&super::place::joined(parent))?;
-        return Ok(Meaning::Whiteout(parent, Hides::Content));
-    }
-    if name.starts_with(WHITEOUT_META) {
-        return Ok(Meaning::Nothing);
-    }
-    match name.strip_prefix(WHITEOUT) {
-        None => Ok(Meaning::Entry(parsed)),
-        Some(b"" | b"." | b"..") => Err(UnpackError::entry(path, "a whiteout of no file")),
-        Some(hidden) => {
-            let path = [&super::place::joined(parent)[..], b"/", hidden].concat();
-            Ok(Meaning::Whiteout(EntryPath::parse(&path)?, Hides::Entry))
-        }
-    }
 }
 
 // === impl Tree ===
@@ -117,7 +52,7 @@ impl Tree {
     }
 
     pub fn apply(&mut self, whiteouts: &Whiteouts) -> Result<(), UnpackError> {
-        for (path, hides) in &whiteouts.list {
+        for (path, hides) in whiteouts.iter() {
             match hides {
                 Hides::Entry => {
                     let Some((parent, name)) = path.split() else { continue };
@@ -496,101 +431,4 @@ fn removing(name: &[u8]) -> impl FnOnce(Errno) -> UnpackError + use<> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::unpack::tar::End;
-
-    /// A few names, so that entries meet: as files, links, directories, and on the way to others.
-    fn name() -> impl Strategy<Value = String> {
-        let component =
-            prop::sample::select(vec!["a", "b", "c", "..", ".", "", ".wh.a", ".wh..wh..opq"]);
-        prop::collection::vec(component, 1..5).prop_map(|components| components.join("/"))
-    }
-
-    fn target() -> impl Strategy<Value = String> {
-        let start = prop::sample::select(vec!["", "/", "../", "../../../", "./"]);
-        (start, name()).prop_map(|(start, name)| format!("{start}{name}"))
-    }
-
-    #[derive(Clone, Debug)]
-    struct Spec {
-        path: String,
-        kind: u8,
-        target: String,
-    }
-
-    fn spec() -> impl Strategy<Value = Spec> {
-        let kind = prop::sample::select(vec![b'0', b'0', b'1', b'2', b'2', b'3', b'5', b'6']);
-        (name(), kind, target()).prop_map(|(path, kind, target)| Spec { path, kind, target })
-    }
-
-    fn archive(specs: &[Spec]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for spec in specs {
-            let mut header = tar::Header::new_ustar();
-            let old = header.as_old_mut();
-            old.name[..spec.path.len()].copy_from_slice(spec.path.as_bytes());
-            old.linkname[..spec.target.len()].copy_from_slice(spec.target.as_bytes());
-            header.set_entry_type(tar::EntryType::new(spec.kind));
-            header.set_mode(0o755);
-            header.set_uid(rustix::process::getuid().as_raw().into());
-            header.set_gid(rustix::process::getgid().as_raw().into());
-            header.set_size(if spec.kind == b'0' { 4 } else { 0 });
-            header.set_cksum();
-            bytes.extend_from_slice(header.as_bytes());
-            if spec.kind == b'0' {
-                bytes.extend_from_slice(b"evil");
-                bytes.resize(bytes.len() + 508, 0);
-            }
-        }
-        bytes
-    }
-
-    fn unpack(root: &Path, layers: &[Vec<Spec>]) {
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let root = rustix::fs::open(root, flags, Mode::empty()).unwrap();
-        let mut tree = Tree::new(root, ImportLimits { bytes: 1 << 20, entries: 1000 });
-        for layer in layers {
-            let bytes = archive(layer);
-            let mut whiteouts = Whiteouts::default();
-            let mut first = Archive::new(&bytes[..], End::Any);
-            // An archive that is refused somewhere has done until then what it could.
-            while let Ok(Some(entry)) = first.next() {
-                let _ = whiteouts.collect(&entry);
-            }
-            let _ = tree.apply(&whiteouts);
-            let _ = tree.unpack_layer(&mut Archive::new(&bytes[..], End::Any));
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
-
-        /// Without the jail around it: the tree alone keeps everything inside its root.
-        #[test]
-        fn no_layers_reach_out_of_the_root(
-            layers in prop::collection::vec(prop::collection::vec(spec(), 0..12), 1..4),
-        ) {
-            let dir = tempfile::tempdir().unwrap();
-            let root = dir.path().join("x/root");
-            std::fs::create_dir_all(&root).unwrap();
-            for name in ["a", "b", "c"] {
-                std::fs::write(dir.path().join(name), "kept").unwrap();
-                std::fs::create_dir(dir.path().join("x").join(name)).unwrap();
-            }
-            unpack(&root, &layers);
-            for name in ["a", "b", "c"] {
-                assert_eq!(std::fs::read_to_string(dir.path().join(name)).unwrap(), "kept");
-                let link_count = std::os::unix::fs::MetadataExt::nlink(&std::fs::metadata(dir.path().join(name)).unwrap());
-                assert_eq!(link_count, 1, "a hard link into the root");
-                assert_eq!(std::fs::read_dir(dir.path().join("x").join(name)).unwrap().count(), 0);
-            }
-            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
-            assert_eq!(std::fs::read_dir(dir.path().join("x")).unwrap().count(), 4);
-        }
-    }
-}
+mod tests;

@@ -27,7 +27,7 @@ fn an_archive_that_is_cut_off_anywhere_is_refused() {
     if !is_root("an_archive_that_is_cut_off_anywhere_is_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     for whole in [large(), gzip(&large()), zstd(&large())] {
         for cut in [whole.len() / 2, whole.len() - 1025, 600] {
             let error = bench.refused(&whole[..cut]);
@@ -48,7 +48,7 @@ fn what_is_no_archive_says_what_was_expected() {
     if !is_root("what_is_no_archive_says_what_was_expected") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     for nonsense in [&b""[..], b"hello", &[0x5a; 4096], b"PK\x03\x04 a zip file", &gzip(b"hello")] {
         let error = bench.refused(nonsense);
         let known =
@@ -71,10 +71,10 @@ fn a_changed_byte_fails_the_digest_that_covers_it() {
     if !is_root("a_changed_byte_fails_the_digest_that_covers_it") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let upper = Tar::new().file("upper", b"above").end();
     let good = image(&plain(&[layer(), upper]), Value::Null, this_architecture());
-    bench.imported(&layout(&good.list, &[good.manifest.clone()]));
+    bench.imported(&layout(&good.list, std::slice::from_ref(&good.manifest)));
     // Every blob under its old name with one byte changed.
     for (number, blob) in good.list.iter().enumerate() {
         let mut tar = Tar::new()
@@ -111,7 +111,7 @@ fn a_layer_that_breaks_off_inside_is_told_by_its_digest_or_its_end() {
     if !is_root("a_layer_that_breaks_off_inside_is_told_by_its_digest_or_its_end") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let cut = large()[..100_000].to_vec();
     let honest = image(&plain(&[cut]), Value::Null, this_architecture());
     let error = bench.refused(&layout(&honest.list, &[honest.manifest]));
@@ -128,7 +128,7 @@ fn documents_that_contradict_themselves_are_refused() {
     if !is_root("documents_that_contradict_themselves_are_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let good = image(&plain(&[layer()]), Value::Null, this_architecture());
     let with = |manifest: Value, extra: &[Vec<u8>]| {
         let blobs: Vec<Vec<u8>> = good.list.iter().chain(extra).cloned().collect();
@@ -194,7 +194,7 @@ fn configurations_that_no_sandbox_can_follow_are_refused() {
     if !is_root("configurations_that_no_sandbox_can_follow_are_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     for (execution, text) in [
         (json!({"User": "nobody-here"}), "no such user"),
         (json!({"User": "0:nobody-here"}), "no such group"),

@@ -34,7 +34,7 @@ fn a_root_filesystem_in_every_compression_is_one_image() {
     if !is_root("a_root_filesystem_in_every_compression_is_one_image") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let plain = bench.imported(&rootfs());
     let source = plain.manifest.source.clone().unwrap();
     assert_eq!(source.kind, SourceKind::Rootfs);
@@ -68,7 +68,7 @@ fn what_gnu_tar_writes_comes_out_as_it_was() {
     if !is_root("what_gnu_tar_writes_comes_out_as_it_was") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let tree = bench.dir.path().join("tree");
     let deep = tree.join("a-directory-with-a-rather-long-name/".repeat(6));
     fs::create_dir_all(&deep).unwrap();
@@ -111,7 +111,7 @@ fn attributes_that_a_sandbox_honours_are_kept_and_those_that_steer_overlays_are_
     {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     // `cap_net_bind_service=ep`, as the kernel stores it.
     let mut capability = vec![1, 0, 0, 2, 0, 4, 0, 0];
     capability.resize(20, 0);
@@ -145,7 +145,7 @@ fn an_oci_layout_as_archive_compressed_and_as_directory_is_one_image() {
     if !is_root("an_oci_layout_as_archive_compressed_and_as_directory_is_one_image") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let layer = Tar::new()
         .directory("etc/")
         .file("etc/passwd", b"root:x:0:0::/root:/bin/sh\napp:x:101:102::/srv/app:/bin/sh\n")
@@ -188,7 +188,7 @@ fn a_docker_archive_is_read_and_one_of_several_images_is_chosen() {
     if !is_root("a_docker_archive_is_read_and_one_of_several_images_is_chosen") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let one = [Tar::new().file("one", b"1").end()];
     let two = [Tar::new().file("two", b"2").end(), Tar::new().file("three", b"3").end()];
     let image = bench.imported(&docker(&[("app:1", &one)]));
@@ -235,7 +235,7 @@ fn of_an_index_for_several_machines_this_ones_image_is_taken() {
     if !is_root("of_an_index_for_several_machines_this_ones_image_is_taken") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let of = |architecture: &str, attestation: bool| {
         let layer = Tar::new().file(architecture, b"x").end();
         let image = image(&plain(&[layer]), serde_json::Value::Null, architecture);
@@ -280,7 +280,7 @@ fn an_archive_from_a_pipe_is_imported() {
     if !is_root("an_archive_from_a_pipe_is_imported") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let expected = bench.imported(&simple(&[rootfs()], serde_json::Value::Null));
     let path = bench.dir.path().join("pipe");
     let mode = rustix::fs::Mode::RWXU;

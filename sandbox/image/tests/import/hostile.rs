@@ -15,7 +15,7 @@ fn an_entry_that_would_leave_the_root_is_refused_or_stays_inside() {
     if !is_root("an_entry_that_would_leave_the_root_is_refused_or_stays_inside") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     // Beside the tree lies the manifest, and above it the cache.
     let outside = bench.file("outside/secret", b"of the host");
     for path in ["../evil", "a/../../evil", "..", "/../evil", "./../../../../../../etc/evil"] {
@@ -56,7 +56,7 @@ fn a_link_under_an_entry_is_never_written_through() {
     if !is_root("a_link_under_an_entry_is_never_written_through") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let host = bench.file("host-file", b"of the host");
     let archive = Tar::new()
         .link("file", host.to_str().unwrap())
@@ -80,7 +80,7 @@ fn links_in_a_circle_paths_without_end_and_deep_trees_are_refused() {
     if !is_root("links_in_a_circle_paths_without_end_and_deep_trees_are_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let circle = Tar::new().link("a", "b").link("b", "a").file("a/x", b"").end();
     assert!(bench.refused(&circle).to_string().contains("circle"));
     let own = Tar::new().link("a", "a/a/a").file("a/x", b"").end();
@@ -124,7 +124,7 @@ fn gigabytes_of_zeros_are_stopped_whether_packed_or_not() {
     if !is_root("gigabytes_of_zeros_are_stopped_whether_packed_or_not") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let bomb = zeros("zeros", 4);
     let error = bench.refused(&bomb);
     assert!(matches!(error, UnpackError::Bomb { bytes, .. } if bytes < 1 << 28), "{error}");
@@ -159,7 +159,7 @@ fn a_million_entries_are_refused_and_a_limit_can_be_raised() {
     if !is_root("a_million_entries_are_refused_and_a_limit_can_be_raised") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     // Names that do not compress to nothing, or it would be a bomb before it is a million entries.
     let mut headers = Vec::new();
     for number in 0..10_000_u64 {
@@ -189,7 +189,7 @@ fn owners_beyond_the_range_are_named_and_odd_kinds_refused() {
     if !is_root("owners_beyond_the_range_are_named_and_odd_kinds_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let error = bench.refused(&Tar::new().owned("etc/shadow", 0o600, 65_536, 0).end());
     assert!(error.to_string().contains("`etc/shadow` belongs to user 65536"), "{error}");
     let error = bench.refused(&Tar::new().extended(&[("gid", b"4294967295")]).file("x", b"").end());
@@ -212,7 +212,7 @@ fn names_that_differ_in_case_only_are_two_and_a_whiteouts_prefix_has_one_case() 
     if !is_root("names_that_differ_in_case_only_are_two_and_a_whiteouts_prefix_has_one_case") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let base = Tar::new().directory("etc/").file("etc/passwd", b"1").file("etc/group", b"").end();
     let upper = Tar::new()
         .link("ETC", "/proc")
@@ -231,7 +231,7 @@ fn extended_headers_that_lie_are_refused() {
     if !is_root("extended_headers_that_lie_are_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let global = |records: &[u8]| {
         Tar::new()
             .raw(Tar::header("g", EntryType::XGlobalHeader, records.len() as u64), records)
@@ -292,7 +292,7 @@ fn a_disk_without_room_is_told_before_and_while_it_fills() {
     if !is_root(test) {
         return;
     }
-    let mut bench = Bench::new();
+    let mut bench = Bench::make();
     let Some(disk) = Disk::mount(&bench, "size=258m,nr_inodes=200,mode=0755") else {
         eprintln!("SKIP {test}: cannot mount a small disk");
         return;

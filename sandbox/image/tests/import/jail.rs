@@ -51,7 +51,7 @@ fn the_unpacker_has_nothing_of_the_hosts() {
     if !is_root("the_unpacker_has_nothing_of_the_hosts") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let (path, writer) = stuck(&bench);
     let options = bench.options(&path);
     let interrupt = options.interrupt.clone();
@@ -115,7 +115,7 @@ fn an_unpacker_that_is_killed_leaves_nothing_and_is_told_of() {
     if !is_root("an_unpacker_that_is_killed_leaves_nothing_and_is_told_of") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let (path, _writer) = stuck(&bench);
     let options = bench.options(&path);
     let store = bench.store.clone();
@@ -137,7 +137,7 @@ fn an_import_that_is_killed_takes_its_unpacker_along_and_is_swept_by_the_next() 
     let test = "jail::an_import_that_is_killed_takes_its_unpacker_along_and_is_swept_by_the_next";
     if let Some(paths) = std::env::var_os(IMPORT_INTO) {
         let paths: Vec<PathBuf> = std::env::split_paths(&paths).collect();
-        let bench = Bench::new();
+        let bench = Bench::make();
         let options = bench.options(&paths[1]);
         let store = sandbox_image::ImageStore::open(&paths[0]).unwrap();
         store.import(&options, &helper(), &mut |_| {}).unwrap();
@@ -146,7 +146,7 @@ fn an_import_that_is_killed_takes_its_unpacker_along_and_is_swept_by_the_next() 
     if !is_root(test) {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let (path, _writer) = stuck(&bench);
     let paths = std::env::join_paths([bench.store.dir(), &path]).unwrap();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())

@@ -23,7 +23,7 @@ fn whiteouts_hide_what_is_below_and_never_their_own_layer() {
     if !is_root("whiteouts_hide_what_is_below_and_never_their_own_layer") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let base = Tar::new()
         .directory("d/")
         .file("d/gone", b"1")
@@ -61,7 +61,7 @@ fn in_a_root_filesystem_a_whiteouts_name_is_a_name() {
     if !is_root("in_a_root_filesystem_a_whiteouts_name_is_a_name") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let root = bench.imported(&Tar::new().file(".wh.x", b"1").file("x", b"1").end()).rootfs();
     assert_eq!(names(&root), [".wh.x", "x"]);
 }
@@ -71,7 +71,7 @@ fn a_later_layer_replaces_kinds_and_links_reach_into_earlier_ones() {
     if !is_root("a_later_layer_replaces_kinds_and_links_reach_into_earlier_ones") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let base = Tar::new()
         .directory("usr/")
         .directory("usr/lib/")
@@ -114,7 +114,7 @@ fn a_whiteout_of_nothing_or_with_something_below_it_is_refused() {
     if !is_root("a_whiteout_of_nothing_or_with_something_below_it_is_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let base = || Tar::new().file("x", b"1").end();
     for bad in ["d/.wh.", ".wh..", ".wh...", ".wh.d/x", "../.wh.x", "d/../.wh.x"] {
         let upper = Tar::new().file(bad, b"").end();

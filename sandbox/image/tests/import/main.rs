@@ -46,7 +46,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub fn make() -> Self {
         // On a disk: a file system in memory cannot be id-mapped by older kernels.
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let store = ImageStore::open(&dir.path().join("images")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use sandbox_image::{ImportImageError, RemoveImageError, Removed};
+use sandbox_image::{ImportImageError, Manifest, RemoveImageError, Removed};
 use serde_json::{Value, json};
 
 use crate::archives::{Tar, simple};
@@ -17,7 +17,7 @@ fn the_same_archive_twice_is_one_image_and_another_takes_the_name() {
     if !is_root("the_same_archive_twice_is_one_image_and_another_takes_the_name") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let one = bench.imported(&layer("1"));
     let again = bench.imported(&layer("1"));
     assert_eq!(one.manifest, again.manifest);
@@ -39,7 +39,7 @@ fn the_same_tree_with_another_configuration_is_another_image() {
     if !is_root("the_same_tree_with_another_configuration_is_another_image") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let plain = bench.imported(&layer("1"));
     let with = |command: &str| bench.imported(&simple(&[layer("1")], json!({"Cmd": [command]})));
     let (sh, bash) = (with("sh"), with("bash"));
@@ -50,11 +50,29 @@ fn the_same_tree_with_another_configuration_is_another_image() {
 }
 
 #[test]
+fn what_an_image_says_to_its_programs_is_for_root_only() {
+    if !is_root("what_an_image_says_to_its_programs_is_for_root_only") {
+        return;
+    }
+    let bench = Bench::make();
+    let execution = json!({
+        "Env": ["TOKEN=of-the-image"], "Cmd": ["--of-the-image"], "Entrypoint": ["of-the-image"],
+        "Labels": {"of-the-image": "1"}, "WorkingDir": "/srv",
+    });
+    let image = bench.imported(&simple(&[layer("1")], execution));
+    assert_eq!(image.manifest.config.as_ref().unwrap().env.len(), 1);
+    let public = bench.store.dir().join(format!("{}.json", image.id()));
+    let text = std::fs::read_to_string(&public).unwrap();
+    assert!(!text.contains("of-the-image") && text.contains("/srv"), "{text}");
+    assert_eq!(crate::owner(&public).2, 0o644);
+}
+
+#[test]
 fn one_image_has_several_names_and_goes_with_the_last() {
     if !is_root("one_image_has_several_names_and_goes_with_the_last") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let path = bench.file("archive", &simple(&[layer("1")], Value::Null));
     let mut options = bench.options(&path);
     let id = bench.import_with(&options).unwrap().id().clone();
@@ -63,9 +81,10 @@ fn one_image_has_several_names_and_goes_with_the_last() {
     assert_eq!(image.manifest.names().collect::<Vec<_>>(), ["imported", "app:2"]);
     assert_eq!(*bench.store.get("imported").unwrap().id(), id);
     assert_eq!(*bench.store.get("app:2").unwrap().id(), id);
-    // The public manifest is the same file.
+    // Anyone may read the names.
     let public = std::fs::read(bench.store.dir().join(format!("{id}.json"))).unwrap();
-    assert_eq!(public, std::fs::read(image.dir().join("manifest.json")).unwrap());
+    let public: Manifest = serde_json::from_slice(&public).unwrap();
+    assert_eq!(public.names().count(), 2);
 
     let used = bench.store.lock_for_use(&id).unwrap();
     // A name of several goes although the image is in use; the image does not.
@@ -89,7 +108,7 @@ fn whoever_waits_for_another_import_can_be_interrupted() {
     if !is_root("whoever_waits_for_another_import_can_be_interrupted") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let lock = std::fs::File::create(bench.store.dir().join("build.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let options = bench.options(&bench.file("archive", &layer("1")));
@@ -110,7 +129,7 @@ fn names_that_are_paths_or_ids_are_refused() {
     if !is_root("names_that_are_paths_or_ids_are_refused") {
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::make();
     let mut options = bench.options(&bench.file("archive", &layer("1")));
     for name in ["../x", "", "a b", &"0a".repeat(16)] {
         options.name = name.to_owned();

@@ -86,7 +86,7 @@ fn what_umoci_builds_and_skopeo_copies_is_one_image_in_every_form() {
         eprintln!("SKIP {test}: no minimal image in the cache: run `sinew image build --minimal`");
         return;
     };
-    let bench = Bench::new();
+    let bench = Bench::make();
     let dir = bench.dir.path();
     let debian = base(dir, &debian);
     build(dir, &debian);

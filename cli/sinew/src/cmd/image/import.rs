@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use sandbox_image::{
     Image, ImageStore, ImportFrom, ImportImageError, ImportLimits, ImportOptions, UnpackHelper,
 };
@@ -52,22 +52,28 @@ async fn import(store: ImageStore, options: ImportOptions) -> anyhow::Result<Ima
         show.end();
         image
     }));
+    let mut stopped = async move || {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
+            _ = hung_up.recv() => {}
+        }
+    };
     let image = tokio::select! {
         image = &mut work => image,
-        _ = interrupted.recv() => stop(&interrupt, work).await,
-        _ = terminated.recv() => stop(&interrupt, work).await,
-        _ = hung_up.recv() => stop(&interrupt, work).await,
+        () = stopped() => {
+            interrupt.store(true, Ordering::Relaxed);
+            // It tidies up. Only a file that cannot be opened, a pipe without a writer, holds it.
+            tokio::select! {
+                image = &mut work => image,
+                () = stopped() => bail!("interrupted twice: the next import removes what is left"),
+            }
+        }
     };
     match image {
         Err(error @ ImportImageError::Name { .. }) => Err(UsageError(error.to_string()).into()),
         image => image.context("import an image"),
     }
-}
-
-/// Waits for the tidying up.
-async fn stop<T>(interrupt: &AtomicBool, work: impl Future<Output = T>) -> T {
-    interrupt.store(true, Ordering::Relaxed);
-    work.await
 }
 
 /// This program again, as its hidden command `unpack`.
