@@ -1,7 +1,7 @@
 //! Both databases behind one small face: a query of four kinds of values, and its rows.
 //!
 //! The rest of the crate is written once, against this. It is not a general abstraction: it knows
-//! what the journal's statements use, and nothing else (docs/decisions/0005).
+//! what the journal's statements use, and nothing else (docs/decisions/0009).
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
