@@ -137,6 +137,25 @@ fn what_is_in_the_way_is_named_and_left_alone() {
 }
 
 #[test]
+fn directories_that_are_too_closed_or_too_open_are_told() {
+    let test = "directories_that_are_too_closed_or_too_open_are_told";
+    let Some(room) = Room::new(test) else { return };
+    room.shell("mkdir -m 0700 /var/lib/closed");
+    let mut args = INSTALL.to_vec();
+    args.extend(["--data", "/var/lib/closed/sinew"]);
+    let said = room.fails(1, &args);
+    assert!(
+        said.contains("could not reach") && said.contains("chmod o+x /var/lib/closed"),
+        "{said}"
+    );
+    let look = ["install", "--systemd", "--no-start", "--dry-run"];
+    room.shell("chmod 0755 /usr/local /usr/local/bin");
+    assert!(!room.works(&look).contains("others than root can write"));
+    room.shell("chmod 0775 /usr/local/bin");
+    assert!(room.works(&look).contains("! others than root can write in /usr/local/bin"));
+}
+
+#[test]
 fn a_record_that_others_could_have_written_removes_nothing() {
     let test = "a_record_that_others_could_have_written_removes_nothing";
     let Some(room) = Room::new(test) else { return };

@@ -59,6 +59,8 @@ pub fn of_files(target: &Target, before: Option<&Record>) -> anyhow::Result<Plan
         record.made_user = before.made_user && before.user == target.user;
     }
     if target.destdir.is_none() {
+        refuse_out_of_reach(target)?;
+        plan.notes.extend(writable_by_others(&target.program())?);
         if user(&target.user)?.is_none() {
             plan.changes.push(Change::MakeUser);
             record.made_user = true;
@@ -228,6 +230,36 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// The service's user must be able to walk to its directories.
+fn refuse_out_of_reach(target: &Target) -> anyhow::Result<()> {
+    for parent in target.data.ancestors().skip(1) {
+        if look_through(parent)?.is_some_and(|found| found.mode() & 0o001 == 0) {
+            bail!(
+                "user `{}` could not reach {}: let others pass through {parent} (`chmod o+x \
+                 {parent}`), or name another directory with --data",
+                target.user,
+                target.data.display(),
+                parent = parent.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The launcher runs as root from there.
+fn writable_by_others(program: &Path) -> anyhow::Result<Option<String>> {
+    for parent in program.ancestors().skip(1) {
+        if look_through(parent)?.is_some_and(|found| found.uid() != 0 || found.mode() & 0o022 != 0)
+        {
+            let parent = parent.display();
+            return Ok(Some(format!(
+                "others than root can write in {parent}, and with it replace a program that root runs"
+            )));
+        }
+    }
+    Ok(None)
 }
 
 pub fn user(name: &str) -> anyhow::Result<Option<User>> {
