@@ -37,10 +37,8 @@ async fn configured(test: &str, config: &str) -> Option<(Installation, String)> 
         return None;
     }
     let scenarios = vec![("one-call", ONE_CALL.to_owned())];
-    let installation = Installation::start(
-        &images,
-        Options { config: config.to_owned(), scenarios, ..Options::default() },
-    );
+    let installation =
+        Installation::start(&images, Options { config: config.to_owned(), scenarios });
     let session = installation.brain.start_session("one-call", "Get ready").await;
     installation.brain.wait_played(&session, 1, SCENE).await;
     Some((installation, session.as_str().to_owned()))
