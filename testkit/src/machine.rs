@@ -179,7 +179,9 @@ fn remove_cgroups(name: &str) -> bool {
 
 fn remove_tree(group: PathBuf) -> bool {
     let inner = fs::read_dir(&group).into_iter().flatten().flatten();
-    let groups = inner.map(|entry| entry.path()).filter(|path| path.is_dir());
-    let all = groups.map(remove_tree).fold(true, |all, one| all && one);
-    all && fs::remove_dir(&group).is_ok()
+    for group in inner.map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        remove_tree(group);
+    }
+    // It cannot be removed while one below it is there.
+    fs::remove_dir(&group).is_ok()
 }
