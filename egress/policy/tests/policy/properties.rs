@@ -192,7 +192,7 @@ fn no_more(after: &(u8, Vec<bool>), before: &(u8, Vec<bool>)) -> bool {
 }
 
 /// A soak asks for so many cases that one property would take longer than a test may.
-const CASES_MAX: u32 = 4_000;
+const CASES_MAX: u32 = 1_000;
 
 fn config() -> ProptestConfig {
     let asked = ProptestConfig::default();
