@@ -89,6 +89,10 @@ pub fn prepare_for_serve(installation: &Installation, user: ServeUser) -> anyhow
     if fs::read_link(&link).is_ok_and(|found| found == leads_to) {
         return Ok(());
     }
+    // An older `serve` answers there until it is restarted, which comes by here again.
+    if std::os::unix::net::UnixStream::connect(&link).is_ok() {
+        return Ok(());
+    }
     // A socket of an earlier version, which nobody else could have made here.
     match fs::symlink_metadata(&link) {
         Ok(found) if found.is_file() || found.is_dir() => {

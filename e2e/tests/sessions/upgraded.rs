@@ -82,7 +82,7 @@ impl Scene {
         let pid = self.installation.launcher_pid();
         kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap();
         let until = Instant::now() + SCENE;
-        while Path::new(&format!("/proc/{pid}/exe")).exists() {
+        while fs::read_link(format!("/proc/{pid}/exe")).is_ok() {
             assert!(Instant::now() < until, "the launcher does not leave");
             std::thread::yield_now();
         }
@@ -164,8 +164,13 @@ async fn an_older_serve_is_served_by_a_newer_launcher() {
     let other = scene.installation.brain.start_session("keeps", "Keep").await;
     let until = Instant::now() + SCENE;
     let touch = ["exec", other.as_str(), "--", "touch", "go"];
-    while !scene.installation.sinew(&touch).status.success() {
-        assert!(Instant::now() < until, "no new sandbox");
+    loop {
+        let touched = scene.installation.sinew(&touch);
+        if touched.status.success() {
+            break;
+        }
+        let said = String::from_utf8_lossy(&touched.stderr).into_owned();
+        assert!(Instant::now() < until, "no new sandbox: {said}");
         tokio::task::yield_now().await;
     }
     assert!(scene.installation.brain.wait_played(&other, 1, SCENE).await.passed);
