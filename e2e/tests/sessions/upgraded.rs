@@ -81,8 +81,10 @@ impl Scene {
     fn end_launcher(&self) {
         let pid = self.installation.launcher_pid();
         kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap();
+        // Its socket is the last that a process lets go of.
+        let socket = self.installation.data().join("launcher/launcher.sock");
         let until = Instant::now() + SCENE;
-        while fs::read_link(format!("/proc/{pid}/exe")).is_ok() {
+        while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
             assert!(Instant::now() < until, "the launcher does not leave");
             std::thread::yield_now();
         }
