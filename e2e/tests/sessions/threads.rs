@@ -36,7 +36,7 @@ expect = { is_error = false, equals = "reviewer\ntester\nprimary\n" }
 tool = "bash"
 thread = "reviewer"
 awaited = false
-input = { command = "touch began && sleep 3600 && touch ended" }
+input = { command = "touch began; sleep 3600; touch ended" }
 [[step.call]]
 tool = "bash"
 thread = "reviewer"

@@ -65,11 +65,11 @@ pub enum Work {
 #[derive(Clone, Debug, PartialEq)]
 pub enum End {
     ByItself,
-    /// Only the foreground, so far; the whole tree when the time is over.
+    /// The shell with what the call began, and not the jobs of earlier calls; the whole tree when
+    /// the time is over.
     Foreground {
         cause: Exit,
         until: Instant,
-        next_order: Instant,
     },
     /// The tree; given up when the time is over.
     Tree {

@@ -16,10 +16,9 @@ use crate::tree;
 
 /// How long a supervisor has for killing; it gives up before.
 pub const TREE_TIME: Duration = Duration::from_secs(6);
-/// How long the shell has to let go of a killed foreground before its whole tree dies.
-const FOREGROUND_TIME: Duration = Duration::from_secs(1);
-/// A loop in the command starts the next program; it is killed again this often.
-const FOREGROUND_PAUSE: Duration = Duration::from_millis(20);
+/// How long the supervisor has for killing a shell and its command before the whole tree dies; it
+/// gives up before.
+const FOREGROUND_TIME: Duration = Duration::from_secs(5);
 /// How long the agent itself sweeps what a killed supervisor left; nothing else runs meanwhile.
 const ORPHAN_TIME: Duration = Duration::from_secs(1);
 
@@ -75,16 +74,12 @@ impl Agent {
     }
 
     fn kill_foreground(&mut self, id: &CallId) {
-        let now = Instant::now();
         let Some(running) = self.calls.get_mut(id).and_then(Call::running) else { return };
         let ticks = running.started_ticks;
-        running.end = End::Foreground {
-            cause: Exit::Killed,
-            until: now + FOREGROUND_TIME,
-            next_order: now + FOREGROUND_PAUSE,
-        };
-        if let Some(shell) = &self.shell {
-            shell.supervisor.order(Order::KillSince { ticks });
+        let until = Instant::now() + FOREGROUND_TIME;
+        running.end = End::Foreground { cause: Exit::Killed, until };
+        if let Some(shell) = &mut self.shell {
+            shell.interrupt(ticks);
         }
     }
 
@@ -114,17 +109,7 @@ impl Agent {
             let Some(running) = self.calls.get_mut(&id).and_then(Call::running) else { continue };
             match running.end.clone() {
                 End::ByItself => self.kill_tree(&id, Exit::TimedOut),
-                End::Foreground { cause, until, .. } if now >= until => {
-                    self.kill_tree(&id, cause);
-                }
-                End::Foreground { cause, until, .. } => {
-                    let next_order = now + FOREGROUND_PAUSE;
-                    running.end = End::Foreground { cause, until, next_order };
-                    let ticks = running.started_ticks;
-                    if let Some(shell) = &self.shell {
-                        shell.supervisor.order(Order::KillSince { ticks });
-                    }
-                }
+                End::Foreground { cause, .. } => self.kill_tree(&id, cause),
                 End::Tree { cause, .. } => self.give_up(&id, cause),
             }
         }
@@ -222,6 +207,7 @@ impl Agent {
                 Ok(Some(_)) => {}
                 Err(_) => {
                     self.leftovers.swap_remove(at);
+                    self.interrupted.retain(|interrupted| *interrupted != pid);
                     return;
                 }
             }
@@ -286,17 +272,15 @@ impl Agent {
         let Some(code) = shell.take_status() else { return };
         let Some(id) = shell.current.clone() else { return };
         let Some(running) = self.calls.get_mut(&id).and_then(Call::running) else { return };
-        let exit = match &running.end {
-            End::ByItself => Exit::Code(code),
-            End::Foreground { cause, .. } => cause.clone(),
-            // The tree is being killed, the shell with it; that is how the call ends.
-            End::Tree { .. } => return,
-        };
+        if running.end != End::ByItself {
+            // The shell is being killed; that is how the call ends.
+            return;
+        }
         self.shell_out();
         if let Some(shell) = &mut self.shell {
             shell.current = None;
         }
-        self.finish(&id, exit, Block::Text);
+        self.finish(&id, Exit::Code(code), Block::Text);
     }
 
     /// What bash writes outside of a call's own pipe: a failure to start, or everything, where a
@@ -330,6 +314,9 @@ impl Agent {
                 }
                 Ok(Some(report @ (Report::Exited { .. } | Report::Signaled { .. }))) => {
                     shell.exit = Some(report);
+                    if shell.interrupted && !shell.ending {
+                        return self.shell_interrupted();
+                    }
                     if !shell.ending {
                         // Whatever is still there are jobs; they die with their shell.
                         shell.kill(now_ticks() + 1);
@@ -380,6 +367,26 @@ impl Agent {
         self.continue_restart();
     }
 
+    /// Its supervisor stays for the jobs that it left.
+    fn shell_interrupted(&mut self) {
+        self.shell_out();
+        let Some(shell) = self.drop_shell() else { return };
+        if let Some(id) = shell.current.clone() {
+            self.end_with_shell(&id, &shell);
+        }
+        self.interrupted.push(shell.supervisor.pid);
+        self.leftovers.push(shell.supervisor);
+        self.continue_restart();
+    }
+
+    /// A restart of the shell ends the jobs of interrupted ones too.
+    pub(crate) fn kill_jobs_of_interrupted(&mut self) {
+        let ticks = now_ticks();
+        for left in self.leftovers.iter().filter(|left| self.interrupted.contains(&left.pid)) {
+            left.order(Order::KillTree { ticks });
+        }
+    }
+
     fn end_with_shell(&mut self, id: &CallId, shell: &Shell) {
         let Some(running) = self.calls.get_mut(id).and_then(Call::running) else { return };
         let exit = match (&running.end, &shell.exit) {
@@ -402,8 +409,7 @@ fn is_due(call: &Call, now: Instant) -> bool {
     let Phase::Running(running) = &call.phase else { return false };
     now >= match &running.end {
         End::ByItself => running.deadline,
-        End::Foreground { next_order, .. } => *next_order,
-        End::Tree { until, .. } => *until,
+        End::Foreground { until, .. } | End::Tree { until, .. } => *until,
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Order {
     KillTree {
         ticks: u64,
     },
-    /// Of the shell's tree only what began at or after this tick and is not the shell.
+    /// The program, and of its tree only what began at or after this tick.
     KillSince {
         ticks: u64,
     },

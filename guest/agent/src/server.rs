@@ -54,6 +54,8 @@ pub struct Agent {
     pub(crate) lingering: VecDeque<Lingering>,
     /// Supervisors whose calls have ended and that still have something below them.
     pub(crate) leftovers: Vec<Supervisor>,
+    /// Those of `leftovers` whose shell was interrupted: below them are jobs that it left.
+    pub(crate) interrupted: Vec<Pid>,
     pub(crate) waiters: Vec<Waiter>,
     pub(crate) terminals: Terminals,
     pub(crate) started: Instant,
@@ -108,6 +110,7 @@ impl Agent {
             pipes: Pipes::new(&outputs, &boot.output_path),
             lingering: VecDeque::new(),
             leftovers: Vec::new(),
+            interrupted: Vec::new(),
             waiters: Vec::new(),
             terminals: Terminals::default(),
             started: Instant::now(),
@@ -333,8 +336,7 @@ impl Agent {
         let calls = self.calls.values().filter_map(|call| match &call.phase {
             Phase::Running(running) => Some(match &running.end {
                 End::ByItself => running.deadline,
-                End::Foreground { next_order, .. } => *next_order,
-                End::Tree { until, .. } => *until,
+                End::Foreground { until, .. } | End::Tree { until, .. } => *until,
             }),
             Phase::Finished(_) => None,
         });

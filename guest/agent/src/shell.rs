@@ -55,6 +55,8 @@ pub struct Shell {
     pub exit: Option<Report>,
     /// Everything below is being killed; no command may be sent.
     pub ending: bool,
+    /// It is being killed with its current command, without the jobs of earlier ones.
+    pub interrupted: bool,
     /// Jobs of earlier calls that were killed at its end.
     pub jobs_killed: u32,
 }
@@ -122,6 +124,7 @@ impl Shell {
             channel_closed: false,
             exit: None,
             ending: false,
+            interrupted: false,
             jobs_killed: 0,
         };
         // From here on nothing that bash says about our own lines reaches an output.
@@ -191,6 +194,13 @@ impl Shell {
             self.inbox.clear();
         }
         status.filter(|_| self.current.is_some())
+    }
+
+    /// Kills the shell and what began at `ticks` or later. Bash has no way to give up the rest of a
+    /// list and live, unless a person sits at its terminal.
+    pub fn interrupt(&mut self, ticks: u64) {
+        self.interrupted = true;
+        self.supervisor.order(Order::KillSince { ticks });
     }
 
     pub fn kill(&mut self, ticks: u64) {

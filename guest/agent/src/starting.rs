@@ -122,6 +122,7 @@ impl Agent {
             },
             ShellSpec::Restart(command) => {
                 self.restart = Some((id.clone(), command));
+                self.kill_jobs_of_interrupted();
                 match &mut self.shell {
                     Some(shell) => shell.kill(now_ticks()),
                     None => self.continue_restart(),

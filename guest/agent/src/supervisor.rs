@@ -6,7 +6,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -195,7 +195,7 @@ impl Watched {
                 });
                 put_report(control, &Report::Swept { left: left as u32, jobs });
             }
-            Some(Order::KillSince { ticks }) => self.kill_since(own, ticks),
+            Some(Order::KillSince { ticks }) => self.kill_since(control, own, ticks),
             Some(Order::Signal { signal }) => self.signal_main(signal),
             None => {}
         }
@@ -211,20 +211,45 @@ impl Watched {
         below.iter().filter(is_job).count() as u32
     }
 
-    /// Kills what the shell began at `ticks` or later, each with all that is below it, and leaves
-    /// the jobs that were there before.
-    fn kill_since(&self, own: i32, ticks: u64) {
+    /// Kills the program, and what it began at `ticks` or later with all that is below it. It is
+    /// stopped first, so that it cannot go on with the rest of a list. The jobs that were there
+    /// before are left.
+    fn kill_since(&mut self, control: &OwnedFd, own: i32, ticks: u64) {
+        let until = Instant::now() + KILL_TIME;
+        if self.main_alive {
+            tree::signal(self.main.as_raw(), Signal::SIGSTOP);
+        }
+        loop {
+            let begun = self.begun_since(own, ticks);
+            for pid in &begun {
+                tree::signal(*pid, Signal::SIGKILL);
+            }
+            // Last, because its end is what is reported.
+            if begun.is_empty() && self.main_alive {
+                tree::signal(self.main.as_raw(), Signal::SIGKILL);
+            }
+            self.reap(control);
+            if (begun.is_empty() && !self.main_alive) || Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(tree::KILL_PAUSE);
+        }
+    }
+
+    fn begun_since(&self, own: i32, ticks: u64) -> Vec<i32> {
         let all = tree::processes();
         let main = self.main.as_raw();
-        let direct = |process: &&tree::Process| {
-            (process.parent == main || process.parent == own) && process.pid != main
-        };
-        for process in all.iter().filter(direct).filter(|process| process.started_ticks >= ticks) {
-            for below in tree::descendants(process.pid, &[], &all) {
-                tree::signal(below.pid, Signal::SIGKILL);
-            }
-            tree::signal(process.pid, Signal::SIGKILL);
-        }
+        let began = all.iter().filter(|process| {
+            (process.parent == main || process.parent == own)
+                && process.pid != main
+                && process.started_ticks >= ticks
+        });
+        let trees = began.flat_map(|process| {
+            let mut tree = tree::descendants(process.pid, &[], &all);
+            tree.push(*process);
+            tree
+        });
+        trees.filter(|process| !process.zombie).map(|process| process.pid).collect()
     }
 
     /// To the program and its process group, as a terminal would.

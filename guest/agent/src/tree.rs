@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 /// and goes on until a pass finds none.
 const STOP_PASSES_MAX: u32 = 32;
 /// Between two looks at whether the killed are gone.
-const KILL_PAUSE: Duration = Duration::from_millis(1);
+pub const KILL_PAUSE: Duration = Duration::from_millis(1);
 /// Processes looked at in one pass; above any `pid_max` of a sandbox.
 const PROCESSES_MAX: usize = 65_536;
 

@@ -202,8 +202,9 @@ pub enum Block {
 pub enum KillScope {
     /// The call and all it started; with a shell call also the jobs of earlier calls.
     Tree,
-    /// Of a shell call only what runs in the foreground. Jobs stay, if the shell lets go within
-    /// a moment; otherwise as `Tree`, and the outcome says so.
+    /// A shell call, and with it the shell, which could only go on with the rest of its command.
+    /// Jobs of earlier calls stay, if this takes but a moment; otherwise as `Tree`, and the outcome
+    /// says so. Any other call as `Tree`.
     Foreground,
 }
 

@@ -259,7 +259,7 @@ async fn a_kill_of_the_foreground_leaves_the_jobs() {
     let Some(sandbox) = sandbox("a_kill_of_the_foreground_leaves_the_jobs").await else { return };
     assert_ok(&sandbox.bash("x=1; sleep 300 & j=$!").await, "");
     pass_a_tick().await;
-    let id = sandbox.start(&shell("echo begun; sleep 301")).await;
+    let id = sandbox.start(&shell("echo begun; sleep 301; (touch went-on); touch went-on")).await;
     eventually("the command runs", async || {
         matches!(
             sandbox.client.query(&id).await.unwrap(),
@@ -270,14 +270,28 @@ async fn a_kill_of_the_foreground_leaves_the_jobs() {
     sandbox.client.kill(&id, KillScope::Foreground).await.unwrap();
     let outcome = sandbox.client.wait(&id).await.unwrap();
     assert_eq!(outcome.exit, Exit::Killed);
-    assert!(!has_note(&outcome, |note| *note == Note::ShellEnded), "{outcome:?}");
-    assert_ok(&sandbox.bash("kill -0 $j; echo $x; kill $j").await, "1\n");
-    // A shell that is busy itself does not let go, and is ended.
-    let id = sandbox.start(&shell("while :; do :; done")).await;
-    sandbox.client.kill(&id, KillScope::Foreground).await.unwrap();
-    let outcome = sandbox.client.wait(&id).await.unwrap();
-    assert_eq!(outcome.exit, Exit::Killed);
+    // Bash cannot give up the rest of a list and live.
     assert!(has_note(&outcome, |note| *note == Note::ShellEnded), "{outcome:?}");
+    assert!(!has_note(&outcome, |note| *note == Note::JobsKilled), "{outcome:?}");
+    let after = sandbox.bash("pgrep -fc 'sleep 30[01]'; test ! -e went-on; echo \"$? <$x>\"").await;
+    assert_eq!(after.head, b"1\n0 <>\n", "{after:?}");
+    assert!(has_note(&after, |note| *note == Note::ShellRestarted), "{after:?}");
+    // Nor does it get further where it is busy itself.
+    let id = sandbox.start(&shell("while :; do :; done; touch went-on")).await;
+    sandbox.client.kill(&id, KillScope::Foreground).await.unwrap();
+    assert_eq!(sandbox.client.wait(&id).await.unwrap().exit, Exit::Killed);
+    assert_text(&sandbox.bash("pgrep -fc 'sleep 300'; ls").await, "1\n");
+    // The jobs of an interrupted shell end with a restart.
+    let restart = CallSpec {
+        timeout: Duration::from_secs(20),
+        limits: OutputLimits::default(),
+        work: Work::Shell(ShellSpec::Restart(None)),
+    };
+    assert_ok(&sandbox.run(&restart).await, "");
+    eventually("the job is gone", async || {
+        sandbox.bash("pgrep -fc 'sleep 300'").await.head == b"0\n"
+    })
+    .await;
 }
 
 #[tokio::test]
