@@ -12,7 +12,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::config::{ImageConfig, ImageSource};
 use crate::manifest::{
-    Alias, Image, MANIFEST_FILE, MANIFEST_FORMAT, Manifest, Package, ROOTFS_DIR, id_of,
+    Alias, Image, MANIFEST_BYTES_MAX, MANIFEST_FILE, MANIFEST_FORMAT, Manifest, Package,
+    ROOTFS_DIR, id_of,
 };
 use crate::removal::remove_tree;
 use crate::store::{BUILDING_PREFIX, GetImageError, ImageStore, publish};
@@ -209,6 +210,11 @@ fn write_manifest(dir: &Path, manifest: &Manifest) -> Result<(), CommitError> {
     let new = dir.join("manifest.new");
     let write = |source| CommitError::Write { path: path.clone(), source };
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| write(e.into()))?;
+    if text.len() as u64 > MANIFEST_BYTES_MAX {
+        // Readers refuse it, and nobody could remove an image by a name that cannot be read.
+        let too_large = format!("the manifest would have {} bytes", text.len());
+        return Err(write(io::Error::new(io::ErrorKind::InvalidData, too_large)));
+    }
     remove_tree(&new).map_err(write)?;
     let mut file = File::create_new(&new).map_err(write)?;
     file.write_all(&text).and_then(|()| file.sync_all()).map_err(write)?;

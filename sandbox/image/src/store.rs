@@ -183,11 +183,15 @@ impl ImageStore {
         loop {
             // Anew each time: whoever had the lock may have removed it.
             let image = self.get(id.as_str())?;
-            let rootfs = File::open(image.rootfs()).map_err(error)?;
-            match flock(&rootfs, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => return Ok(UseLock(rootfs)),
-                Err(Errno::WOULDBLOCK) if tries < LOCK_TRIES => tries += 1,
-                Err(errno) => return Err(error(errno.into())),
+            let rootfs = match File::open(image.rootfs()) {
+                Err(source) if source.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(error)?,
+            };
+            match locked(rootfs, &image.rootfs()) {
+                Ok(Some(lock)) => return Ok(lock),
+                Ok(None) if tries < LOCK_TRIES => tries += 1,
+                Ok(None) => return Err(error(Errno::WOULDBLOCK.into())),
+                Err(source) => return Err(error(source)),
             }
             std::thread::sleep(LOCK_RETRY);
         }
@@ -282,6 +286,19 @@ impl ImageStore {
     }
 }
 
+/// `None` while somebody has the exclusive lock, and where that one has taken the tree away from
+/// its place between our opening it and our locking it: a lock on that keeps nothing.
+fn locked(rootfs: File, place: &Path) -> io::Result<Option<UseLock>> {
+    match flock(&rootfs, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
+    let (ours, there) = (rootfs.metadata()?, fs::symlink_metadata(place));
+    let is_there = there.is_ok_and(|it| (it.dev(), it.ino()) == (ours.dev(), ours.ino()));
+    Ok(is_there.then_some(UseLock(rootfs)))
+}
+
 /// Makes the manifest readable for those who cannot walk into the image, but for the words and
 /// variables of its programs: people bake secrets into those. Done again for an image that is there
 /// already, since a crash may have come between the rename and this.
@@ -324,4 +341,29 @@ fn read_manifest(path: &Path, id: &str) -> io::Result<Manifest> {
         return Err(invalid("the tree beside it is missing".to_owned()));
     }
     Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_that_is_taken_away_while_it_is_locked_is_not_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(&dir.path().join("images")).unwrap();
+        let id = ImageId::new("0a".repeat(16));
+        let rootfs = store.dir().join(id.as_str()).join(ROOTFS_DIR);
+        fs::create_dir_all(&rootfs).unwrap();
+        let used = locked(File::open(&rootfs).unwrap(), &rootfs).unwrap().unwrap();
+        assert_eq!(store.set_aside(&id).unwrap(), None);
+        drop(used);
+        // Opened by one who wants to use it, removed by another, and only then locked.
+        let opened = File::open(&rootfs).unwrap();
+        assert!(store.set_aside(&id).unwrap().is_some());
+        assert!(locked(opened, &rootfs).unwrap().is_none());
+        // The same tree was imported again meanwhile.
+        let aside = File::open(store.dir().join(format!("{REMOVING_PREFIX}{id}"))).unwrap();
+        fs::create_dir_all(&rootfs).unwrap();
+        assert!(locked(aside, &rootfs).unwrap().is_none());
+    }
 }

@@ -43,7 +43,7 @@ impl TreeDigest {
         Self::of_while(root, &mut || true)
     }
 
-    /// For as long as `go_on`, which is asked before each entry, says so.
+    /// For as long as `go_on`, which is asked before each entry and each read, says so.
     pub(crate) fn of_while(
         root: &Path,
         go_on: &mut dyn FnMut() -> bool,
@@ -90,7 +90,10 @@ impl Walk<'_> {
             }
             let read = |source| TreeError::Read { path: path.clone(), source };
             let metadata = fs::symlink_metadata(&path).map_err(read)?;
-            self.one(&path, &metadata).map_err(read)?;
+            let is_read = self.one(&path, &metadata).map_err(read)?;
+            if !is_read {
+                return Err(TreeError::Interrupted);
+            }
             if metadata.is_dir() {
                 let mut children = fs::read_dir(&path)
                     .and_then(|dir| dir.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>())
@@ -102,7 +105,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn one(&mut self, path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
+    /// False: it was interrupted.
+    fn one(&mut self, path: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
         let relative = path.strip_prefix(self.root).unwrap_or(path).to_owned();
         self.field(relative.as_os_str());
         for number in [metadata.mode(), metadata.uid(), metadata.gid()] {
@@ -115,30 +119,32 @@ impl Walk<'_> {
         } else if kind.is_block_device() || kind.is_char_device() {
             self.hasher.update(&metadata.rdev().to_le_bytes());
         } else if kind.is_file() {
-            self.content(path, &relative, metadata)?;
+            return self.content(path, &relative, metadata);
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn content(&mut self, path: &Path, relative: &Path, meta: &fs::Metadata) -> io::Result<()> {
+    /// False: it was interrupted. A file of holes can be larger than anyone waits for.
+    fn content(&mut self, path: &Path, relative: &Path, meta: &fs::Metadata) -> io::Result<bool> {
         if meta.nlink() > 1 {
             let inode = (meta.dev(), meta.ino());
             if let Some(first) = self.seen.get(&inode).cloned() {
                 self.hasher.update(b"link");
                 self.field(first.as_os_str());
-                return Ok(());
+                return Ok(true);
             }
             self.seen.insert(inode, relative.to_owned());
         }
         self.hasher.update(b"data").update(&meta.len().to_le_bytes());
         self.size_bytes += meta.len();
         let mut file = File::open(path)?;
-        loop {
+        while (self.go_on)() {
             match file.read(&mut self.buffer)? {
-                0 => return Ok(()),
+                0 => return Ok(true),
                 count => self.hasher.update(self.buffer.get(..count).unwrap_or_default()),
             };
         }
+        Ok(false)
     }
 
     fn attributes(&mut self, path: &Path) -> io::Result<()> {
@@ -223,5 +229,18 @@ mod tests {
         assert_eq!(before, TreeDigest::of(dir.path()).unwrap());
         assert_eq!(before.size_bytes, 11);
         assert_eq!(before.entries, 7);
+    }
+
+    #[test]
+    fn an_interrupt_is_heard_within_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        // All hole: an unpacker that was taken over can leave one of any size.
+        File::create(dir.path().join("holes")).unwrap().set_len(1 << 30).unwrap();
+        let mut asked = 0;
+        let done = TreeDigest::of_while(dir.path(), &mut || {
+            asked += 1;
+            asked < 10
+        });
+        assert!(matches!(done, Err(TreeError::Interrupted)), "{done:?}");
     }
 }

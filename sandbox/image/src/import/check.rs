@@ -4,7 +4,7 @@
 use crate::config::{ImageConfig, ResolvedUser};
 use crate::unpack::limits::{
     CONFIG_BYTES_MAX, CONFIG_WORDS_MAX, GROUPS_MAX, LABEL_BYTES_MAX, LABELS_MAX, LAYERS_MAX,
-    PACKAGE_WORD_BYTES_MAX, PACKAGES_MAX,
+    PACKAGE_BYTES_MAX, PACKAGE_WORD_BYTES_MAX, PACKAGES_MAX,
 };
 use crate::wire::Report;
 
@@ -17,7 +17,9 @@ pub fn report(report: &Report) -> Result<(), String> {
     let source = &report.source;
     short("its source", source.reference.iter().chain([&source.digest]).chain(&source.diff_ids))?;
     require("it has too many layers", source.diff_ids.len() <= LAYERS_MAX)?;
-    require("it has too many packages", report.packages.len() <= PACKAGES_MAX)?;
+    let bytes = report.packages.iter().map(|it| it.name.len() + it.version.len()).sum::<usize>();
+    let few = report.packages.len() <= PACKAGES_MAX && bytes <= PACKAGE_BYTES_MAX;
+    require("it has too many packages", few)?;
     let plain =
         |text: &String| text.len() <= PACKAGE_WORD_BYTES_MAX && !text.chars().any(char::is_control);
     let packages = report.packages.iter().all(|it| plain(&it.name) && plain(&it.version));

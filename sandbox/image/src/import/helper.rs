@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::process::Signal;
 
-use super::{ImportImageError, Input, check};
+use super::{ImportImageError, Input, check, has_room};
 use crate::unpack::error::UnpackError;
 use crate::wire::{self, Job, Report, ToHost, ToUnpacker};
 
@@ -72,7 +72,8 @@ impl Unpacking<'_> {
     ) -> Result<Report, HelperError> {
         let (ours, theirs) = UnixStream::pair().map_err(ImportImageError::Start)?;
         ours.set_read_timeout(Some(SILENCE_MAX)).map_err(ImportImageError::Start)?;
-        let mut running = Running { child: self.start(theirs)?, socket: ours, interrupt, opens: 0 };
+        let (child, cache) = (self.start(theirs)?, self.lock);
+        let mut running = Running { child, socket: ours, interrupt, cache, opens: 0 };
         let outcome = self.converse(&mut running, rootfs, progress);
         let status = running.end();
         match (outcome, status) {
@@ -180,6 +181,8 @@ struct Running<'a> {
     child: Child,
     socket: UnixStream,
     interrupt: &'a AtomicBool,
+    /// A file of the cache's file system.
+    cache: &'a File,
     opens: usize,
 }
 
@@ -192,24 +195,33 @@ impl Running<'_> {
         wire::send(&self.socket, message, descriptors).map_err(|_| unknown_death())
     }
 
-    /// The next message, while nobody interrupts.
-    fn next(&self) -> Result<ToHost, ImportImageError> {
+    /// The next message, while nobody interrupts and the disk is not filled.
+    fn next(&self) -> Result<ToHost, HelperError> {
         let start = Instant::now();
-        loop {
+        let mut is_there = false;
+        while !is_there {
             if self.interrupt.load(Ordering::Relaxed) {
-                return Err(ImportImageError::Interrupted);
+                return Err(ImportImageError::Interrupted.into());
             }
             let mut wait = [PollFd::new(&self.socket, PollFlags::IN)];
             let look_up = Timespec::try_from(LOOK_UP).ok();
             match poll(&mut wait, look_up.as_ref()) {
                 Ok(0) if start.elapsed() > SILENCE_MAX => {
-                    return Err(ImportImageError::Silent { seconds: SILENCE_MAX.as_secs() });
+                    let seconds = SILENCE_MAX.as_secs();
+                    return Err(ImportImageError::Silent { seconds }.into());
                 }
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => break,
-                Err(errno) => return Err(ImportImageError::Start(errno.into())),
+                Ok(_) => is_there = true,
+                Err(errno) => return Err(ImportImageError::Start(errno.into()).into()),
+            }
+            if !has_room(self.cache).map_err(ImportImageError::Start)? {
+                return Err(ImportImageError::Filling.into());
             }
         }
+        self.receive().map_err(HelperError::Own)
+    }
+
+    fn receive(&self) -> Result<ToHost, ImportImageError> {
         wire::receive(&self.socket).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => unknown_death(),
             io::ErrorKind::WouldBlock => {

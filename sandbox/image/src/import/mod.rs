@@ -31,6 +31,11 @@ pub use helper::UnpackHelper;
 const NAME_BYTES_MAX: usize = 128;
 /// What an import leaves free on the cache's file system: a full one fails every sandbox on it.
 const FREE_BYTES_KEPT: u64 = 256 << 20;
+/// What an unpacker that is believed about nothing may leave of that: blocks, directories and
+/// attributes are not counted by it, and one that was taken over does not count at all.
+const FREE_BYTES_LEAST: u64 = FREE_BYTES_KEPT / 2;
+/// The same for files, where the file system has a limit of them.
+const FREE_FILES_LEAST: u64 = 1024;
 /// The import's part of the bar; the checksum is the rest.
 const UNPACK_FROM: u8 = 1;
 const UNPACK_TO: u8 = 85;
@@ -53,6 +58,11 @@ pub enum ImportImageError {
     NoLayout { path: PathBuf },
     #[error("import {path}: {}", shown(.error.to_string().as_bytes()))]
     Refused { path: PathBuf, error: UnpackError },
+    #[error(
+        "the image would fill the file system of the image cache: make room there, or name \
+         another cache with `--images DIR`"
+    )]
+    Filling,
     #[error("it was interrupted, and nothing of it is left")]
     Interrupted,
     #[error("start the unpacker")]
@@ -162,6 +172,13 @@ impl ImageStore {
         limits.bytes = limits.bytes.min(free);
         Ok((limits, is_all_there_is))
     }
+}
+
+/// Whether the cache's file system can bear that more is written to it.
+fn has_room(cache: &File) -> io::Result<bool> {
+    let stat = rustix::fs::fstatvfs(cache)?;
+    let has_bytes = stat.f_bavail.saturating_mul(stat.f_frsize) >= FREE_BYTES_LEAST;
+    Ok(has_bytes && (stat.f_files == 0 || stat.f_favail >= FREE_FILES_LEAST))
 }
 
 fn new_image(options: &ImportOptions, report: Report) -> NewImage {

@@ -4,7 +4,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::manifest::Package;
 use crate::unpack::error::UnpackError;
-use crate::unpack::limits::{PACKAGE_FILE_BYTES_MAX, PACKAGE_WORD_BYTES_MAX, PACKAGES_MAX};
+use crate::unpack::limits::{
+    PACKAGE_BYTES_MAX, PACKAGE_FILE_BYTES_MAX, PACKAGE_WORD_BYTES_MAX, PACKAGES_MAX,
+};
 use crate::unpack::users::image_file;
 
 /// Debian's and Alpine's records; other distributions keep theirs in databases.
@@ -33,12 +35,19 @@ fn read_record(record: &str, (name, version): (&str, &str), packages: &mut Vec<P
         let plain = text.len() <= PACKAGE_WORD_BYTES_MAX && !text.chars().any(char::is_control);
         plain.then(|| text.to_owned())
     };
+    let bytes_of = |package: &Package| package.name.len() + package.version.len();
+    let mut bytes: usize = packages.iter().map(bytes_of).sum();
     for stanza in record.split("\n\n") {
         let field = |key| stanza.lines().find_map(|line| line.strip_prefix(key)).and_then(word);
         if packages.len() < PACKAGES_MAX
             && let (Some(name), Some(version)) = (field(name), field(version))
         {
-            packages.push(Package { name, version });
+            let package = Package { name, version };
+            bytes += bytes_of(&package);
+            if bytes > PACKAGE_BYTES_MAX {
+                return;
+            }
+            packages.push(package);
         }
     }
 }

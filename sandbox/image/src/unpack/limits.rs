@@ -79,6 +79,9 @@ pub const GROUPS_MAX: usize = 256;
 pub const PACKAGE_FILE_BYTES_MAX: usize = 64 << 20;
 pub const PACKAGES_MAX: usize = 20_000;
 pub const PACKAGE_WORD_BYTES_MAX: usize = 256;
+/// Names and versions of all packages: with everything else that an image says of itself they fit
+/// into a manifest that is read again, escaped as they may be.
+pub const PACKAGE_BYTES_MAX: usize = 1 << 20;
 
 /// What of a configuration is carried over: lists of the same kind together.
 pub const CONFIG_WORDS_MAX: usize = 1024;
