@@ -60,7 +60,7 @@ end_thread = "reviewer"
 tool = "bash"
 thread = "tester"
 input = { command = "ls -1 began ended waited held 2>/dev/null; grep -sqx sleep /proc/[0-9]*/comm && echo sleeps || echo nothing sleeps" }
-expect = { is_error = false, equals = "began\nnothing sleeps" }
+expect = { is_error = false, contains = "began\nnothing sleeps" }
 
 [[step]]
 end_turn = "end_turn"
