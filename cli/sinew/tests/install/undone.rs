@@ -60,15 +60,80 @@ fn an_upgrade_that_fails_in_the_middle_brings_the_old_one_back() {
 
 /// Something happens to the installation while the system's tool makes the user.
 fn installs_while(room: &Room, happens: &str) -> std::process::Output {
-    room.shell(&format!(
-        "printf '#!/bin/sh\\n/usr/sbin/useradd \"$@\"; {happens}\\n' > /usr/local/sbin/useradd
-         chmod +x /usr/local/sbin/useradd"
-    ));
-    let mut install = room.command(env!("CARGO_BIN_EXE_sinew"));
-    install.env("PATH", "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin");
-    let output = install.args(INSTALL).output().unwrap();
-    room.shell("rm /usr/local/sbin/useradd");
+    with_tool(room, "useradd", &format!("/usr/sbin/useradd \"$@\"; {happens}"), &INSTALL)
+}
+
+/// The program, with a script in the place of one of the system's tools.
+fn with_tool(room: &Room, tool: &str, script: &str, args: &[&str]) -> std::process::Output {
+    let path = format!("/usr/local/sbin/{tool}");
+    std::fs::write(room.inside(&path), format!("#!/bin/sh\n{script}\n")).unwrap();
+    room.shell(&format!("chmod +x {path}"));
+    let mut sinew = room.command(env!("CARGO_BIN_EXE_sinew"));
+    sinew.env("PATH", "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let output = sinew.args(args).output().unwrap();
+    room.shell(&format!("rm {path}"));
     output
+}
+
+const PURGE: [&str; 4] = ["install", "--uninstall", "--purge", "--yes"];
+
+/// While root reads the plan, the service's user still owns the data directory.
+#[test]
+fn a_link_put_in_the_place_of_a_planned_directory_is_not_followed() {
+    let test = "a_link_put_in_the_place_of_a_planned_directory_is_not_followed";
+    let Some(room) = Room::new(test) else { return };
+    room.shell("useradd --system --user-group sinew; mkdir -p /var/lib/sinew/serve /etc/victim");
+    room.shell("chmod 0750 /var/lib/sinew/serve; chown -R sinew:sinew /var/lib/sinew");
+    let swap = "setpriv --reuid sinew --regid sinew --clear-groups sh -c \
+                'cd /var/lib/sinew && rmdir serve && ln -s /etc/victim serve' 2>/dev/null
+                exec /usr/bin/systemctl \"$@\"";
+    let output = with_tool(&room, "systemctl", swap, &INSTALL);
+    let said = text(&output.stderr);
+    assert_eq!(room.shell("stat -c '%a %U' /etc/victim").trim(), "755 root", "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("every step was undone"), "{said}");
+    assert!(said.contains("/var/lib/sinew/serve, which must be a directory"), "{said}");
+    assert_eq!(room.shell("stat -c %U /var/lib/sinew").trim(), "sinew", "as it was");
+}
+
+#[test]
+fn a_purge_that_fails_can_be_done_again() {
+    let Some(room) = Room::new("a_purge_that_fails_can_be_done_again") else { return };
+    let before = state(&room);
+    room.works(&INSTALL);
+    let output = with_tool(&room, "userdel", "echo 'user is used' >&2; exit 8", &PURGE);
+    assert!(text(&output.stderr).contains("user is used"), "{}", text(&output.stderr));
+    room.works(&PURGE);
+    assert_eq!(state(&room), before);
+}
+
+/// `serve` writes there, and it may be somebody else's by now.
+#[test]
+fn a_purge_removes_what_is_nested_however_deep() {
+    let Some(room) = Room::new("a_purge_removes_what_is_nested_however_deep") else { return };
+    room.works(&INSTALL);
+    room.shell("ln -s /etc/passwd /var/lib/sinew/serve/link; ln -s /etc /var/lib/sinew/api/link");
+    let nest = "for (1..1500) { mkdir 'd'; chdir 'd' or die }";
+    room.shell(&format!("cd /var/lib/sinew/serve; perl -e \"{nest}\""));
+    // As many descriptors as a login has.
+    let purge = format!("ulimit -S -n 1024; {} {}", env!("CARGO_BIN_EXE_sinew"), PURGE.join(" "));
+    room.shell(&purge);
+    assert!(!room.exists("/var/lib/sinew"));
+    assert!(room.exists("/etc/passwd"));
+}
+
+/// After an uninstallation that keeps the data there is no launcher to ask.
+#[test]
+fn what_an_uninstallation_left_can_be_purged_later() {
+    let test = "what_an_uninstallation_left_can_be_purged_later";
+    let Some(room) = Room::new(test) else { return };
+    room.works(&INSTALL);
+    room.works(&["install", "--uninstall", "--yes"]);
+    room.shell("mkdir -p /var/lib/sinew/launcher/pool /run/systemd/system");
+    let systemctl = "[ \"$1\" != start ] || { echo 'Unit not found.' >&2; exit 5; }";
+    let output = with_tool(&room, "systemctl", systemctl, &PURGE);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!room.exists("/var/lib/sinew"));
 }
 
 #[test]

@@ -3,16 +3,20 @@
 //! A file is written beside its place and renamed into it, so that at any moment the old one or the
 //! new one is there, and a program that runs keeps the file it was started from. Until everything
 //! is done the old one stays beside it.
+//!
+//! Between the plan and its steps somebody may have put a link in the place of what was looked at.
+//! So owners and modes are changed through descriptors that were opened without following one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::OFlags;
 use sandbox_launcher::wire::Leave;
 
 use super::pieces::{Directory, Kind, Owner, Piece};
@@ -24,7 +28,8 @@ use super::target::{LAUNCHER_UNIT, SANDBOXES_UNIT, Target};
 /// Does everything, or undoes what it did and says why. What cannot be undone comes last.
 pub fn apply(target: &Target, plan: Plan) -> anyhow::Result<()> {
     let interrupts = Interrupts::hold()?;
-    let (last, first): (Vec<Change>, Vec<Change>) = plan.changes.into_iter().partition(is_for_good);
+    let (last, first): (Vec<Change>, Vec<Change>) =
+        plan.changes.into_iter().partition(|change| is_for_good(target, change));
     let mut run = Run { target, undo: Vec::new(), backups: Vec::new() };
     for change in first {
         let done = match interrupts.came() {
@@ -44,8 +49,13 @@ pub fn apply(target: &Target, plan: Plan) -> anyhow::Result<()> {
     last.into_iter().try_for_each(|change| remove_for_good(target, change))
 }
 
-fn is_for_good(change: &Change) -> bool {
-    matches!(change, Change::RemoveDirectory(_) | Change::RemoveTree(_) | Change::RemoveUser)
+/// The record too: as long as anything else is left, a later run must find it.
+fn is_for_good(target: &Target, change: &Change) -> bool {
+    match change {
+        Change::RemoveDirectory(_) | Change::RemoveTree(_) | Change::RemoveUser => true,
+        Change::Remove(path) => *path == target.record(),
+        _ => false,
+    }
 }
 
 fn remove_for_good(target: &Target, change: Change) -> anyhow::Result<()> {
@@ -53,6 +63,7 @@ fn remove_for_good(target: &Target, change: Change) -> anyhow::Result<()> {
         Change::RemoveDirectory(path) => remove_empty(&path).map(drop),
         Change::RemoveTree(path) => remove_tree(&path),
         Change::RemoveUser => remove_user(&target.user),
+        Change::Remove(record) => remove_file(&record),
         // Done before.
         _ => Ok(()),
     }
@@ -146,19 +157,21 @@ impl Run<'_> {
             true => Undo::RemoveData(place.clone()),
             false => Undo::RemoveDirectory(place.clone()),
         });
-        self.own(&place, directory.owner)?;
-        set_mode(&place, directory.mode)
+        let opened = open_directory(&place)?;
+        self.own(&opened, &place, directory.owner)?;
+        set_mode(&opened, &place, directory.mode)
     }
 
     fn mend_directory(&mut self, directory: &Directory) -> anyhow::Result<()> {
-        let metadata = fs::symlink_metadata(&directory.path)?;
+        let opened = open_directory(&directory.path)?;
+        let metadata = opened.metadata()?;
         self.undo.push(Undo::MendBack {
             path: directory.path.clone(),
             mode: metadata.mode() & 0o7777,
             owner: (metadata.uid(), metadata.gid()),
         });
-        self.own(&directory.path, directory.owner)?;
-        set_mode(&directory.path, directory.mode)
+        self.own(&opened, &directory.path, directory.owner)?;
+        set_mode(&opened, &directory.path, directory.mode)
     }
 
     fn write(&mut self, piece: &Piece) -> anyhow::Result<()> {
@@ -207,8 +220,8 @@ impl Run<'_> {
             }
             _ => file.write_all(&piece.content).with_context(what)?,
         }
-        self.own(new, piece.owner)?;
-        set_mode(new, piece.mode)?;
+        self.own(&file, new, piece.owner)?;
+        set_mode(&file, new, piece.mode)?;
         file.sync_all().with_context(what)
     }
 
@@ -222,7 +235,7 @@ impl Run<'_> {
     }
 
     /// For a package everything is root's once it is unpacked.
-    fn own(&self, path: &Path, owner: Owner) -> anyhow::Result<()> {
+    fn own(&self, file: &File, path: &Path, owner: Owner) -> anyhow::Result<()> {
         if self.target.destdir.is_some() {
             return Ok(());
         }
@@ -230,7 +243,7 @@ impl Run<'_> {
         let Some((uid, gid)) = ids(owner, service.as_ref()) else {
             bail!("there is no user `{}` to give {} to", self.target.user, path.display());
         };
-        chown(path, Some(uid.as_raw()), Some(gid.as_raw()))
+        fchown(file, Some(uid.as_raw()), Some(gid.as_raw()))
             .with_context(|| format!("give {} away", path.display()))
     }
 
@@ -311,8 +324,10 @@ impl Run<'_> {
                 remove_empty(&path).map(drop)
             }
             Undo::MendBack { path, mode, owner: (uid, gid) } => {
-                chown(&path, Some(uid), Some(gid))?;
-                set_mode(&path, mode)
+                let opened = open_directory(&path)?;
+                fchown(&opened, Some(uid), Some(gid))
+                    .with_context(|| format!("give {} back", path.display()))?;
+                set_mode(&opened, &path, mode)
             }
             Undo::RemoveUser(name) => remove_user(&name),
             Undo::Enable(unit) => systemctl("enable", Some(unit)),
@@ -348,8 +363,18 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.sinew-{what}"))
 }
 
-fn set_mode(path: &Path, mode: u32) -> anyhow::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(mode))
+/// A link in its place is not followed.
+fn open_directory(path: &Path) -> anyhow::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .with_context(|| format!("open {}, which must be a directory", path.display()))
+}
+
+fn set_mode(file: &File, path: &Path, mode: u32) -> anyhow::Result<()> {
+    file.set_permissions(Permissions::from_mode(mode))
         .with_context(|| format!("set the mode of {}", path.display()))
 }
 
@@ -380,13 +405,10 @@ fn remove_empty(path: &Path) -> anyhow::Result<bool> {
     }
 }
 
+/// With the system's tool: `serve` may have nested directories deeper than there are descriptors
+/// and stack for a recursion, and what is mounted inside is not ours.
 fn remove_tree(path: &Path) -> anyhow::Result<()> {
-    let removed = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        _ => fs::remove_file(path),
-    };
-    removed.with_context(|| format!("remove {}", path.display()))
+    run(Command::new("rm").args(["-rf", "--one-file-system", "--"]).arg(path))
 }
 
 fn remove_user(name: &str) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ pub const OF_DATA: [&str; 5] =
 
 pub fn plan(args: &InstallArgs, target: &Target, record: &Record) -> anyhow::Result<Plan> {
     let mut plan = Plan::default();
-    services(&mut plan, args, record)?;
+    services(&mut plan, args, target, record)?;
     let mut remains = record.clone();
     remains.files.clear();
     let config = target.config();
@@ -71,8 +71,17 @@ fn stays(plan: &mut Plan, target: &Target, remains: Record) -> anyhow::Result<()
     plan.record(target, &remains)
 }
 
-fn services(plan: &mut Plan, args: &InstallArgs, record: &Record) -> anyhow::Result<()> {
-    let had_launcher = is_booted() && had_launcher(&record.data)?;
+fn services(
+    plan: &mut Plan,
+    args: &InstallArgs,
+    target: &Target,
+    record: &Record,
+) -> anyhow::Result<()> {
+    // Where the unit was removed before, its launcher ended then, with every sandbox.
+    let can_start = is_there(&target.units().join(LAUNCHER_UNIT))?;
+    let had_launcher = is_booted()
+        && had_launcher(&record.data)?
+        && (can_start || running_sandboxes(&record.data)?.is_some());
     if had_launcher {
         let may_end = args.end_sandboxes;
         match running_sandboxes(&record.data)? {
@@ -106,9 +115,6 @@ fn services(plan: &mut Plan, args: &InstallArgs, record: &Record) -> anyhow::Res
 
 fn purge(plan: &mut Plan, target: &Target, record: &Record) -> anyhow::Result<()> {
     let of_data = OF_DATA.map(|name| record.data.join(name));
-    if is_there(&target.record())? {
-        plan.changes.push(Change::Remove(target.record()));
-    }
     for path in of_data.into_iter().chain([target.keys()]) {
         if is_there(&path)? {
             plan.changes.push(Change::RemoveTree(path));
@@ -116,6 +122,10 @@ fn purge(plan: &mut Plan, target: &Target, record: &Record) -> anyhow::Result<()
     }
     if record.made_user && user(&record.user)?.is_some() {
         plan.changes.push(Change::RemoveUser);
+    }
+    // Last: without it nobody would know what there is left to remove.
+    if is_there(&target.record())? {
+        plan.changes.push(Change::Remove(target.record()));
     }
     Ok(())
 }
