@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::CWD;
@@ -72,26 +72,48 @@ fn mapped_tree(path: &Path, map: BorrowedFd<'_>, attributes: u64) -> Result<Owne
 
 /// A user namespace with this map for users and groups, and no process in it.
 fn map(extents: &str) -> Result<OwnedFd, StartError> {
-    let (read, write) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("make a pipe")(e.into()))?;
-    // SAFETY: the child makes system calls only, and exits.
-    let cloned = unsafe { sys::clone_into(libc::CLONE_NEWUSER as u64, None) };
-    match cloned.map_err(|errno| system("make a user namespace")(errno.into()))? {
-        Cloned::Child => {
-            // It ends with us: then the only other writing end is closed.
-            drop(write);
-            let _ = rustix::io::read(&read, &mut [0_u8]);
-            sys::exit_now(0);
+    let holder = Holder::start()?;
+    let open = || File::open(format!("/proc/{}/ns/user", holder.pid.as_raw_nonzero()));
+    let opened = write_maps(holder.pid, extents).and_then(|()| open());
+    opened.map(OwnedFd::from).map_err(system("write the id map of a mount"))
+}
+
+/// A process in a user namespace of its own, for as long as this value lives.
+struct Holder {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Closed by our end, whatever that is, and with it the process ends.
+    _ends_with_us: OwnedFd,
+}
+
+impl Holder {
+    fn start() -> Result<Self, StartError> {
+        let (read, write) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("make a pipe")(e.into()))?;
+        // SAFETY: the child makes system calls only, and exits.
+        let cloned = unsafe { sys::clone_into(libc::CLONE_NEWUSER as u64, None) };
+        match cloned.map_err(|errno| system("make a user namespace")(errno.into()))? {
+            Cloned::Child => {
+                // With copies of ours it would hold our locks after us, and the pipe of another
+                // holder, which holds this one's: both would wait for ever.
+                let kept = read.as_raw_fd();
+                let closed = sys::close_between(0, kept - 1)
+                    .and_then(|()| sys::close_between(kept + 1, i32::MAX));
+                if closed.is_ok() {
+                    let _ = rustix::io::read(&read, &mut [0_u8]);
+                }
+                sys::exit_now(0);
+            }
+            Cloned::Parent { pid, pidfd } => Ok(Self { pid, pidfd, _ends_with_us: write }),
         }
-        Cloned::Parent { pid, pidfd } => {
-            let opened = write_maps(pid, extents)
-                .and_then(|()| {
-                    File::open(format!("/proc/{pid}/ns/user", pid = pid.as_raw_nonzero()))
-                })
-                .map_err(system("write the id map of a mount"));
-            end(pidfd);
-            opened.map(OwnedFd::from)
-        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let id = rustix::process::WaitId::PidFd(self.pidfd.as_fd());
+        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED);
     }
 }
 
@@ -102,8 +124,28 @@ pub fn write_maps(pid: Pid, extents: &str) -> io::Result<()> {
     fs::write(format!("/proc/{pid}/gid_map"), extents)
 }
 
-fn end(pidfd: OwnedFd) {
-    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-    let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
-    let _ = rustix::process::waitid(id, WaitIdOptions::EXITED);
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A launcher that is killed must not leave its lock with such a process.
+    #[test]
+    fn the_process_behind_a_map_keeps_nothing_of_ours() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP the_process_behind_a_map_keeps_nothing_of_ours: not root");
+            return;
+        }
+        let holders = [Holder::start().unwrap(), Holder::start().unwrap()];
+        let end = Instant::now() + Duration::from_secs(10);
+        for holder in &holders {
+            let held = format!("/proc/{}/fd", holder.pid.as_raw_nonzero());
+            let count = || fs::read_dir(&held).unwrap().count();
+            while count() != 1 {
+                assert!(Instant::now() < end, "{} descriptors", count());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
 }
