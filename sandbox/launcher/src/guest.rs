@@ -18,6 +18,8 @@ const NAME_BYTES_MAX: usize = 255;
 const IMAGE_VARIABLES_MAX: usize = 512;
 /// All of them together; a program gets no more than two MiB of arguments and variables.
 const IMAGE_ENV_BYTES_MAX: usize = 256 << 10;
+/// The kernel's own for one, `=` and NUL included: with a longer one no program starts at all.
+const VARIABLE_BYTES_MAX: usize = 128 << 10;
 /// Variables that say who runs. An image's are meant for its own user.
 const OF_THE_USER: [&str; 3] = ["HOME", "USER", "LOGNAME"];
 /// The control plane's own, which no guest gets.
@@ -134,7 +136,8 @@ fn env(shape: &Shape, image: &ImageWords, is_images_user: bool) -> Vec<(String, 
     let mut room = IMAGE_ENV_BYTES_MAX;
     for (name, value) in image.env.iter().take(IMAGE_VARIABLES_MAX) {
         let bytes = name.len() + value.len();
-        if is_passed(name, value) && bytes <= room {
+        let fits = bytes <= room && bytes + 2 <= VARIABLE_BYTES_MAX;
+        if is_passed(name, value) && fits {
             room -= bytes;
             env.push((name.clone(), value.clone()));
         }
@@ -257,9 +260,13 @@ mod tests {
             ("ANTHROPIC_API_KEY", "x"),
             ("SINEW_DATA", "x"),
             ("BIG", &"x".repeat(IMAGE_ENV_BYTES_MAX)),
+            ("TOO_LONG_FOR_EXEC", &"x".repeat((128 << 10) - 18)),
             ("KEPT", "x"),
+            ("LONG", &"x".repeat((128 << 10) - 6)),
         ]);
-        assert_eq!(Guest::of(&shape(), &odd).env, texts(&[("KEPT", "x")]));
+        let kept: Vec<_> =
+            Guest::of(&shape(), &odd).env.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(kept, ["KEPT", "LONG"]);
         odd.env = (0..IMAGE_VARIABLES_MAX * 2).map(|n| (format!("V{n}"), String::new())).collect();
         assert_eq!(Guest::of(&shape(), &odd).env.len(), IMAGE_VARIABLES_MAX);
     }
