@@ -180,9 +180,11 @@ pub struct ImageBuildArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "The kind of archive and its compression (gzip, zstd, xz) are read from its \
+#[command(
+    after_help = "The kind of archive and its compression (gzip, zstd, xz) are read from its \
                         content. It is unpacked by a process without network, privileges or any \
-                        other file; its digests are checked before the image can be used.")]
+                        other file; its digests are checked before the image can be used."
+)]
 pub struct ImageImportArgs {
     /// A file, the directory of an OCI layout, or `-` for standard input
     pub source: PathBuf,
@@ -376,8 +378,10 @@ pub struct ProfileExplainArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "It first shows what it will do, and asks. Run again it does what is missing, \
-                        so that with a newer program it is an upgrade: sandboxes and sessions go on.")]
+#[command(
+    after_help = "It first shows what it will do, and asks. Run again it does what is missing, \
+                        so that with a newer program it is an upgrade: sandboxes and sessions go on."
+)]
 pub struct InstallArgs {
     /// As units of systemd: one for the launcher, one for `sinew serve`, and one that holds the
     /// sandboxes' control group

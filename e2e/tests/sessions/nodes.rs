@@ -1,5 +1,6 @@
 //! Two `serve` on one PostgreSQL: they share an environment and never a session.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use base_types::SessionId;
@@ -68,19 +69,7 @@ async fn two_serve_on_one_store_share_an_environment_and_never_a_session() {
     }
     // Whoever is offered the next item: the one that has the files serves it.
     let (_, sandbox) = owner(&pair, &sessions[0]);
-    for turn in 2..=3 {
-        for session in &sessions {
-            sleeps(&brain, session).await;
-            brain.say(session, "Come again").await;
-        }
-        for session in &sessions {
-            let played = brain.wait_played(session, turn, SCENE).await;
-            let last = played.results.last().unwrap();
-            assert!(last.text.ends_with(&format!("\n{turn}")), "{played:#?}");
-            assert!(last.text.contains("Files are as they were"), "{played:#?}");
-            assert!(played.results.iter().all(|r| r.conflicts == 0 && r.repeats == 0));
-        }
-    }
+    come_again(&brain, &sessions, 2..=3).await;
     let (_, same) = owner(&pair, &sessions[0]);
     assert_eq!((&same["volume"], &same["node"]), (&sandbox["volume"], &sandbox["node"]));
 
@@ -116,6 +105,23 @@ async fn two_serve_on_one_store_share_an_environment_and_never_a_session() {
     brain.say(&sessions[0], "And again").await;
     let played = brain.wait_played(&sessions[0], 5, SCENE).await;
     assert!(played.results.last().unwrap().text.ends_with('2'), "{played:#?}");
+}
+
+/// Each plays these turns, on the files of the turn before.
+async fn come_again(brain: &Brain, sessions: &[SessionId], turns: RangeInclusive<u32>) {
+    for turn in turns {
+        for session in sessions {
+            sleeps(brain, session).await;
+            brain.say(session, "Come again").await;
+        }
+        for session in sessions {
+            let played = brain.wait_played(session, turn, SCENE).await;
+            let last = played.results.last().unwrap();
+            assert!(last.text.ends_with(&format!("\n{turn}")), "{played:#?}");
+            assert!(last.text.contains("Files are as they were"), "{played:#?}");
+            assert!(played.results.iter().all(|r| r.conflicts == 0 && r.repeats == 0));
+        }
+    }
 }
 
 /// Its item is stopped: the next message makes a new one, for whoever takes it.

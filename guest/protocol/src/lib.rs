@@ -34,8 +34,9 @@ pub mod wire;
 
 pub use base_types::{CallId, Epoch};
 pub use call::{
-    AgentInfo, Block, CallSpec, CallState, EntrypointEnd, EntrypointInfo, ExecSpec, Exit, FileOp, FileSpec, KillScope, Note,
-    Outcome, OutputChunk, OutputLimits, PtySize, Root, RunAs, ShellSpec, StdinData, Work,
+    AgentInfo, Block, CallSpec, CallState, EntrypointEnd, EntrypointInfo, ExecSpec, Exit, FileOp,
+    FileSpec, KillScope, Note, Outcome, OutputChunk, OutputLimits, PtySize, Root, RunAs, ShellSpec,
+    StdinData, Work,
 };
 #[cfg(feature = "client")]
 pub use client::{ClientError, ConnectError, GuestClient};

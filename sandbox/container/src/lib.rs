@@ -37,8 +37,8 @@ mod sys;
 mod volatile;
 
 pub use agent::sealed_agent;
-pub use idmap::map_ids;
 pub use error::{ContainerError, StartError, Step, StopError};
+pub use idmap::map_ids;
 pub use prepared::Prepared;
 pub use spec::{ContainerSpec, ID_RANGE, LISTEN_FD, OUTPUT_FD, Started, ToolUser};
 pub use start::Containers;

@@ -14,8 +14,8 @@
 
 mod client;
 mod connection;
-mod jobs;
 mod guest;
+mod jobs;
 mod layout;
 mod link;
 pub mod parts;
