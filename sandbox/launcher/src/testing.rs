@@ -30,6 +30,10 @@ pub struct World {
     pub processes: Mutex<BTreeMap<SandboxId, Child>>,
     /// Answers the next start, if it is to fail.
     pub next_start: Mutex<Option<PartError>>,
+    /// Answers what comes right after the next start, if it is to fail.
+    pub next_opened: Mutex<Option<PartError>>,
+    /// Answers the next end, if it is to fail.
+    pub next_end: Mutex<Option<PartError>>,
     /// Answers the next preparation of a container, if it is to fail.
     pub next_prepare: Mutex<Option<PartError>>,
     /// What is prepared and nobody's at this moment, and what ever was.
@@ -165,7 +169,7 @@ impl Volumes for Part {
     }
 
     fn opened(&self, _volume: &VolumeId, _quota: ByteSize) -> Result<(), PartError> {
-        Ok(())
+        lock(&self.0.next_opened).take().map_or(Ok(()), Err)
     }
 
     fn destroy(&self, volume: &VolumeId) -> Result<(), PartError> {
@@ -259,6 +263,9 @@ impl Containers for Part {
     }
 
     fn end(&self, sandbox: &SandboxId, init: Option<BorrowedFd<'_>>) -> Result<(), PartError> {
+        if let Some(error) = lock(&self.0.next_end).take() {
+            return Err(error);
+        }
         if let Some(init) = init {
             pidfd_send_signal(init, Signal::KILL).unwrap_or_default();
         }

@@ -180,9 +180,10 @@ impl Sandboxes {
             .map_err(Refusal::from)
             .and_then(|()| self.record(slot, Record { phase, ever_ran: true, ..record.clone() }))
             .and_then(|()| self.watched(record, init.clone(), oom, image.in_use));
-        live.inspect_err(|_| {
-            if let Err(error) = self.parts.containers.end(&record.sandbox, Some(init.as_fd())) {
-                tracing::error!(sandbox = %record.sandbox, %error, "cannot undo a start");
+        live.map_err(|refusal| {
+            match self.parts.containers.end(&record.sandbox, Some(init.as_fd())) {
+                Ok(()) => refusal,
+                Err(error) => Refusal::Stuck { why: format!("{refusal}; cannot undo it: {error}") },
             }
         })
     }
@@ -229,7 +230,10 @@ impl Sandboxes {
         if let Err(error) = written {
             tracing::warn!(%sandbox, error, "cannot write down that a start failed");
         }
-        self.release(&sandbox, range);
+        // Processes with these ids may be left. The next launcher ends them before it frees the range.
+        if !matches!(refusal, Refusal::Stuck { .. }) {
+            self.release(&sandbox, range);
+        }
         end_waiters(slot, &sandbox);
     }
 

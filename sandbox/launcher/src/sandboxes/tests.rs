@@ -76,6 +76,25 @@ fn a_later_start_that_fails_keeps_the_volume_and_may_be_tried_again() {
 }
 
 #[test]
+fn ids_of_a_start_that_cannot_be_undone_are_nobody_elses() {
+    let name = "ids_of_a_start_that_cannot_be_undone_are_nobody_elses";
+    let Some(place) = Installation::new(name) else { return };
+    let (sandboxes, _, jobs) = place.launch().unwrap();
+    let spec = first();
+    *lock(&place.world.next_opened) = Some(PartError::Failed("broken".into()));
+    *lock(&place.world.next_end) = Some(PartError::Failed("a process does not end".into()));
+    let Refusal::Stuck { why } = sandboxes.create(&spec).unwrap_err() else { panic!() };
+    assert!(why.contains("broken") && why.contains("a process does not end"), "{why}");
+    assert_eq!(lock(&place.world.processes).len(), 1, "it runs, with ids of that range");
+    assert_eq!(place.ranges(), 1);
+
+    drop((sandboxes, jobs));
+    place.world.end(&spec.sandbox);
+    let (sandboxes, ..) = place.launch().unwrap();
+    assert_eq!((place.ranges(), sandboxes.status(&spec.sandbox)), (0, None));
+}
+
+#[test]
 fn an_epoch_that_ended_does_not_begin_again() {
     let Some(place) = Installation::new("an_epoch_that_ended_does_not_begin_again") else { return };
     let (sandboxes, _, _jobs) = place.launch().unwrap();
