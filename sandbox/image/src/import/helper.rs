@@ -25,6 +25,8 @@ const ID_BASE: u32 = 0x1fff_0000;
 const ID_RANGE: u32 = 65_536;
 /// It tells of its progress several times a second.
 const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// It waits for each answer that it asks for, so that there is always room for one.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How soon an interrupt is noticed.
 const LOOK_UP: Duration = Duration::from_millis(100);
 /// Documents and layers are opened once or twice each.
@@ -72,6 +74,7 @@ impl Unpacking<'_> {
     ) -> Result<Report, HelperError> {
         let (ours, theirs) = UnixStream::pair().map_err(ImportImageError::Start)?;
         ours.set_read_timeout(Some(SILENCE_MAX)).map_err(ImportImageError::Start)?;
+        ours.set_write_timeout(Some(ANSWER_MAX)).map_err(ImportImageError::Start)?;
         let (child, cache) = (self.start(theirs)?, self.lock);
         let mut running = Running { child, socket: ours, interrupt, cache, opens: 0 };
         let outcome = self.converse(&mut running, rootfs, progress);
@@ -192,7 +195,10 @@ impl Running<'_> {
         message: &ToUnpacker,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), ImportImageError> {
-        wire::send(&self.socket, message, descriptors).map_err(|_| unknown_death())
+        wire::send(&self.socket, message, descriptors).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => ImportImageError::Silent { seconds: ANSWER_MAX.as_secs() },
+            _ => unknown_death(),
+        })
     }
 
     /// The next message, while nobody interrupts and the disk is not filled.

@@ -176,3 +176,44 @@ fn an_import_that_is_killed_takes_its_unpacker_along_and_is_swept_by_the_next() 
         bench.names()
     );
 }
+
+/// Asks and asks, and never listens.
+const DEAF: &str = r#"
+import ctypes, json, os, socket, struct, time
+ctypes.CDLL(None).unshare(0x10000000)
+host = socket.socket(fileno=os.dup(0))
+def say(message):
+    body = json.dumps(message).encode()
+    host.sendall(struct.pack("<I", len(body)) + body)
+say("Separated")
+for _ in range(4000):
+    say({"Open": {"name": "oci-layout"}})
+time.sleep(1000)
+"#;
+
+#[test]
+fn an_unpacker_that_never_listens_is_stopped() {
+    let test = "an_unpacker_that_never_listens_is_stopped";
+    if !is_root(test) {
+        return;
+    }
+    let python = PathBuf::from("/usr/bin/python3");
+    if !python.exists() {
+        eprintln!("SKIP {test}: needs python3");
+        return;
+    }
+    let bench = Bench::make();
+    let index = bench.file("layout/index.json", b"{}");
+    let options = bench.options(index.parent().unwrap());
+    let taken_over = sandbox_image::UnpackHelper {
+        program: python,
+        args: vec!["-c".into(), DEAF.into()],
+        ..helper()
+    };
+    let store = bench.store.clone();
+    let import = std::thread::spawn(move || store.import(&options, &taken_over, &mut |_| {}));
+    wait_for("the import to give up", || import.is_finished().then_some(()));
+    let error = import.join().unwrap().unwrap_err();
+    assert!(matches!(error, ImportImageError::Silent { .. }), "{error}");
+    assert_eq!(bench.names(), ["build.lock"]);
+}
