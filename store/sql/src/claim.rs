@@ -45,8 +45,14 @@ const END_ORPHANS: Statement = sql!(
      WHERE session = $1 AND node <> $2 AND phase <> 'ended'"
 );
 
+/// Generations grow with the clock: after a failover that lost the last take-overs, one more would
+/// give out a generation again that somebody holds already.
 const TAKE: Statement = sql!(
-    "UPDATE sessions SET owner = $2, generation = generation + 1, updated_at = ",
+    "UPDATE sessions SET owner = $2, generation = CASE WHEN generation < ",
+    now_ms,
+    " THEN ",
+    now_ms,
+    " ELSE generation + 1 END, updated_at = ",
     now_ms,
     " WHERE id = $1 RETURNING generation"
 );

@@ -71,6 +71,31 @@ async fn it_is_a_write_ahead_log() {
     assert_eq!(mode.expect("read pragma").get::<String, _>(0), "wal");
 }
 
+/// An asynchronous standby that takes over may not have the last take-overs. The next one must not
+/// give out a generation that a node holds already: both would write.
+#[tokio::test]
+async fn a_generation_is_not_given_out_again_after_a_failover() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let file = folder.path().join("journal.db");
+    written(&file).await;
+    let store = SqlStore::open_sqlite(&file).await.expect("open the journal");
+    let session = SessionId::from("session_1");
+    let first = store.take_session(&session, &"node-1".into()).await.expect("take session");
+    let as_it_was = "CREATE TABLE was AS SELECT owner, generation FROM sessions";
+    behind_its_back(&file, as_it_was).await;
+    let lost = store.take_session(&session, &"node-1".into()).await.expect("take session");
+    let back = "UPDATE sessions SET (owner, generation) = (SELECT owner, generation FROM was)";
+    behind_its_back(&file, back).await;
+    // The clock has gone on by more than its resolution, as it has in every failover.
+    let then = store.now().await.expect("clock");
+    while store.now().await.expect("clock") == then {}
+    let next = store.take_session(&session, &"node-2".into()).await.expect("take session");
+    assert!(first < lost && lost < next, "{first} {lost} {next}");
+    let note = Change::Note(LogEvent::Warning { text: "of the one who was lost".into() });
+    let refused = store.apply(&session, lost, &[note]).await;
+    assert!(matches!(refused, Err(StoreError::NotOwner { .. })), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_later_versions_journal_is_refused() {
     let folder = tempfile::tempdir().expect("make a folder");
