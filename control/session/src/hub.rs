@@ -146,6 +146,7 @@ impl Hands {
         let shared = self.shared;
         // Before anything is taken up: a session is this node's for as long as the node is alive.
         let renewed = shared.renew().await.map_err(HandsError::Journal)?;
+        shared.standing.begin(renewed);
         keeper::resume(&shared).await.map_err(HandsError::Journal)?;
         let claiming = shared.tasks.child();
         // Until the actors are at rest: what they still do is this node's.

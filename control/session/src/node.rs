@@ -27,8 +27,9 @@ const RENEWALS_PER_TTL: u32 = 6;
 /// for ending what runs before another node may begin.
 const LAPSE_QUARTERS: u32 = 3;
 
-/// Whether this node may believe that its sessions are its own.
-pub(crate) struct Standing(watch::Sender<bool>);
+/// Whether this node may believe that its sessions are its own, and since when it has been in touch
+/// with the store without a gap.
+pub(crate) struct Standing(watch::Sender<Option<Instant>>);
 
 /// Where a session's files are.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,21 +51,39 @@ pub(crate) enum Holder {
 
 impl Standing {
     pub fn new() -> Self {
-        Self(watch::Sender::new(true))
+        Self(watch::Sender::new(Some(Instant::now())))
+    }
+
+    /// The first sign of life was taken.
+    pub fn begin(&self, renewed: Instant) {
+        self.0.send_replace(Some(renewed));
     }
 
     pub fn has_lapsed(&self) -> bool {
-        !*self.0.borrow()
+        self.0.borrow().is_none()
+    }
+
+    /// Whether a node that is silent now has been so for as long as it may be: whoever was away from
+    /// the store himself cannot know. After an outage for all, the first one back would take the
+    /// others, who are about to speak, for gone, and their sessions' files with them.
+    pub fn may_judge(&self, ttl: Duration) -> bool {
+        self.0.borrow().is_some_and(|since| since.elapsed() >= ttl)
     }
 
     /// Resolves when the node's word counts again.
     pub async fn holds(&self) {
-        let _ = self.0.subscribe().wait_for(|holds| *holds).await;
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
     }
 
     /// Says whether that is a change.
     fn set(&self, holds: bool) -> bool {
-        self.0.send_replace(holds) != holds
+        self.0.send_if_modified(|since| {
+            let changes = since.is_some() != holds;
+            if changes {
+                *since = holds.then(Instant::now);
+            }
+            changes
+        })
     }
 }
 

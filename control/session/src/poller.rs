@@ -168,6 +168,14 @@ impl Poller {
                 environment.leave(&work);
                 return false;
             }
+            Ok(Holder::Lost { node })
+                if !self.shared.standing.may_judge(self.shared.timeouts.node_ttl) =>
+            {
+                tracing::info!(%session, %work, %node,
+                    "left for a while: the node that has its files is silent, and may be back soon");
+                environment.leave(&work);
+                return false;
+            }
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%session, %work, error = %line(&error), "ask whose session it is");

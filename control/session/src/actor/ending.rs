@@ -165,7 +165,7 @@ impl Actor {
         let Some(serving) = self.serving.take() else { return };
         // The last beat must not follow the stop.
         serving.tasks.drain(TASKS_WAIT).await;
-        if terms.stop {
+        if terms.stop && self.is_still_owner().await {
             let stop = serving.brain.stop(&serving.work, serving.token.as_ref());
             match tokio::time::timeout(STOP_WAIT, stop).await {
                 Ok(Ok(())) => {}
@@ -175,10 +175,25 @@ impl Actor {
                 Err(_) => tracing::warn!(work = %serving.work, "the brain did not answer a stop"),
             }
         }
+        if self.superseded {
+            return self.abandon();
+        }
         if let Some(why) = terms.work {
             self.end_work(&serving.work, why).await;
         }
         self.after_item(end).await;
+    }
+
+    /// Asked right before the brain is told something of an item that no journal can take back. A
+    /// process that stood still may have lost the session meanwhile; the brain offers the same item to
+    /// the next owner, and a stop would be of that one's. Where the journal does not say, the lease
+    /// lapses instead.
+    pub(super) async fn is_still_owner(&mut self) -> bool {
+        let asked = self.record_changes(&[]).await;
+        if let Err(error) = &asked {
+            tracing::warn!(session = %self.session, error = %line(error), "ask whose session it is");
+        }
+        asked.is_ok()
     }
 
     async fn after_item(&mut self, end: End) {

@@ -104,12 +104,18 @@ impl Actor {
         if self.shutting_down || self.superseded {
             return self.shared.leave(&item);
         }
-        let Some(environment) = self.shared.environment(&item.environment) else { return };
+        let shared = self.shared.clone();
+        let Some(environment) = shared.environment(&item.environment) else { return };
         let brain = environment.parts.brain.clone();
         let new = self.shared.new_work(&item, &self.session);
         if let Err(error) = self.shared.store.claim_work(&new).await {
             // Not acknowledged, so nothing is lost: it is offered again.
             tracing::error!(work = %item.id, error = %line(&error), "could not record a work item");
+            return self.shared.leave(&item);
+        }
+        // An actor that slept may have lost the session and not know. An item that is acknowledged and
+        // not served is offered to nobody: better one that waits for the session to be taken anew.
+        if !self.is_still_owner().await {
             return self.shared.leave(&item);
         }
         match ack(&*brain, &item.id).await {
@@ -121,10 +127,12 @@ impl Actor {
             Acked::Refused(why) => {
                 tracing::warn!(work = %item.id, %why, "the acknowledgement was refused");
                 environment.leave(&item.id);
-                if let Err(error) = brain.stop(&item.id, None).await {
-                    tracing::debug!(work = %item.id, error = %line(&error), "stop");
+                if self.is_still_owner().await {
+                    if let Err(error) = brain.stop(&item.id, None).await {
+                        tracing::debug!(work = %item.id, error = %line(&error), "stop");
+                    }
+                    self.end_work(&item.id, WorkEnd::Refused).await;
                 }
-                self.end_work(&item.id, WorkEnd::Refused).await;
                 return;
             }
         }

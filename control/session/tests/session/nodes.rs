@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base_types::SessionId;
 use control_session::{GuestError, StopSessionError};
-use store_api::{SandboxState, WorkPhase};
+use store_api::{Phase, SandboxState, WorkPhase};
 
 use crate::support::brain::{SESSION, bash, end_turn};
 use crate::support::{Server, World, wait_for};
@@ -170,6 +170,123 @@ async fn a_node_cut_off_from_the_store_lets_go_in_time() {
     })
     .await;
     assert_eq!(second.session().await.owner.unwrap().as_str(), "node-2");
+    drop((server, other));
+}
+
+/// A process that stood still (stopped, swapped out, its machine paused) loses its session meanwhile,
+/// and does not know. The brain offers the same item to the next owner: its idle time, which is over
+/// when it goes on, must not stop that owner's item.
+#[tokio::test]
+async fn a_node_that_stood_still_does_not_stop_the_item_of_the_next_owner() {
+    let mut first = World::new().await;
+    first.timeouts.idle = Duration::from_secs(1);
+    first.brain.offer("work_1");
+    let server = first.serve();
+    first.brain.emit(bash("t1", "one"));
+    first.posts_are(1).await;
+    first.brain.emit(end_turn());
+    wait_for("the session to be idle", async || match first.session().await.phase {
+        Phase::Idle => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    first.store.retire_node(&"node-1".into()).await.unwrap();
+    first.store.take_session(&SESSION.into(), &"node-2".into()).await.unwrap();
+    wait_for("the old owner to let go", async || match server.handle.serving().is_empty() {
+        true => Ok(()),
+        false => Err(format!("{:?}", first.brain.log())),
+    })
+    .await;
+    assert_eq!(first.brain.logged("stop"), 0, "{:?}", first.brain.log());
+    drop(server);
+}
+
+/// A sleeping session with processes has an actor, which may have lost the session without a word.
+/// The next item is not acknowledged under the lost ownership: nobody would serve it then, ever.
+#[tokio::test]
+async fn an_actor_that_lost_its_session_asleep_takes_no_item_for_it() {
+    let mut first = World::new().await;
+    first.timeouts.node_ttl = TTL;
+    first.timeouts.idle = Duration::from_millis(100);
+    first.brain.with(|state| state.reclaim = Some(Duration::from_millis(100)));
+    first.brain.offer("work_1");
+    let server = first.serve();
+    first.brain.emit(bash("t1", "one"));
+    first.posts_are(1).await;
+    first.brain.emit(end_turn());
+    first.logged("stop", 1).await;
+    wait_for("the session to sleep", async || match first.session().await.phase {
+        Phase::Sleeping => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(server.handle.serving().len(), 1, "its processes run on");
+    // Another node had it for a while, and is gone.
+    wait_for("the other node to take it", async || {
+        first.store.retire_node(&"node-1".into()).await.unwrap();
+        let taken = first.store.take_session(&SESSION.into(), &"node-2".into()).await;
+        taken.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    first.brain.emit(bash("t2", "two"));
+    first.brain.offer("work_2");
+    first.posts_are(2).await;
+    assert_eq!(first.brain.logged("ack"), 2, "each item once: {:?}", first.brain.log());
+    drop(server);
+}
+
+/// The store was away from everybody for longer than a sign of life lasts. Whoever is back first
+/// does not take the others, who are about to speak, for gone: their files would be lost for nothing.
+#[tokio::test]
+async fn after_an_outage_for_all_the_first_node_back_takes_nothing_from_the_others() {
+    let mut first = World::new().await;
+    first.timeouts.node_ttl = TTL;
+    first.timeouts.idle = Duration::from_millis(100);
+    first.keep_running = Duration::from_millis(100);
+    first.brain.with(|state| state.reclaim = Some(Duration::from_millis(100)));
+    let mut second = first.beside("node-2");
+    let cuts = [first.cut_from_the_store(), second.cut_from_the_store()];
+    first.brain.offer("work_1");
+    let server = first.serve();
+    first.brain.emit(bash("t1", "one"));
+    first.posts_are(1).await;
+    first.brain.emit(end_turn());
+    sandbox_is(&first, SandboxState::Stopped).await;
+    let other = second.serve();
+    wait_for("the second node's poll", async || match other.environment("env_1").last_poll_at {
+        Some(_) => Ok(()),
+        None => Err("none yet".into()),
+    })
+    .await;
+    cuts.iter().for_each(|cut| cut.set(true));
+    for server in [&server, &other] {
+        wait_for("the node to lapse", async || match server.environment("env_1").trouble {
+            Some(what) if what.contains("out of reach") => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+    first.brain.emit(bash("t2", "two"));
+    first.brain.offer("work_2");
+    cuts[1].set(false);
+    wait_for("the first node to count as gone", async || {
+        match second.store.owner(&SESSION.into()).await.unwrap() {
+            Some(owner) if !owner.alive => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    wait_for("an offer to be left or taken", async || {
+        match other.environment("env_1").left_alone + first.brain.logged("ack") - 1 {
+            0 => Err(format!("{:?}", first.brain.log())),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    cuts[0].set(false);
+    let posts = first.posts_are(2).await;
+    assert!(!posts[1].contains("new and empty"), "{posts:?}");
+    assert_eq!(first.session().await.owner.unwrap().as_str(), "node-1");
     drop((server, other));
 }
 
