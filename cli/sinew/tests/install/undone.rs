@@ -218,6 +218,9 @@ fn directories_that_are_too_closed_or_too_open_are_told() {
     assert!(!room.works(&look).contains("others than root can write"));
     room.shell("chmod 0775 /usr/local/bin");
     assert!(room.works(&look).contains("! others than root can write in /usr/local/bin"));
+    room.shell("chmod 0755 /usr/local/bin; mkdir -m 0777 /var/lib/open");
+    let said = room.works(&[&look[..], &["--data", "/var/lib/open/sinew"]].concat());
+    assert!(said.contains("can write in /var/lib/open, and with it replace what root"), "{said}");
 }
 
 #[test]

@@ -60,7 +60,8 @@ pub fn of_files(target: &Target, before: Option<&Record>) -> anyhow::Result<Plan
     }
     if target.destdir.is_none() {
         refuse_out_of_reach(target)?;
-        plan.notes.extend(writable_by_others(&target.program())?);
+        plan.notes.extend(writable_by_others(&target.program(), "a program that root runs")?);
+        plan.notes.extend(writable_by_others(&target.data, "what root's launcher works in")?);
         if user(&target.user)?.is_none() {
             plan.changes.push(Change::MakeUser);
             record.made_user = true;
@@ -249,13 +250,13 @@ fn refuse_out_of_reach(target: &Target) -> anyhow::Result<()> {
 }
 
 /// The launcher runs as root from there.
-fn writable_by_others(program: &Path) -> anyhow::Result<Option<String>> {
-    for parent in program.ancestors().skip(1) {
-        if look_through(parent)?.is_some_and(|found| found.uid() != 0 || found.mode() & 0o022 != 0)
-        {
+fn writable_by_others(path: &Path, what: &str) -> anyhow::Result<Option<String>> {
+    for parent in path.ancestors().skip(1) {
+        let is_open = |found: Metadata| found.uid() != 0 || found.mode() & 0o022 != 0;
+        if look_through(parent)?.is_some_and(is_open) {
             let parent = parent.display();
             return Ok(Some(format!(
-                "others than root can write in {parent}, and with it replace a program that root runs"
+                "others than root can write in {parent}, and with it replace {what}"
             )));
         }
     }
