@@ -97,6 +97,19 @@ fn a_link_put_in_the_place_of_a_planned_directory_is_not_followed() {
 }
 
 #[test]
+fn what_a_killed_run_left_beside_files_goes_with_them() {
+    let test = "what_a_killed_run_left_beside_files_goes_with_them";
+    let Some(room) = Room::new(test) else { return };
+    let before = state(&room);
+    room.works(&INSTALL);
+    room.shell("ln -s /etc/passwd /usr/local/bin/.sinew.sinew-new");
+    room.shell("echo > /etc/sinew/.sinew.toml.sinew-old; rm /etc/sinew/sinew.toml");
+    room.works(&PURGE);
+    assert_eq!(state(&room), before);
+    assert!(!room.exists("/etc/sinew"));
+}
+
+#[test]
 fn a_purge_that_fails_can_be_done_again() {
     let Some(room) = Room::new("a_purge_that_fails_can_be_done_again") else { return };
     let before = state(&room);

@@ -53,7 +53,7 @@ pub fn apply(target: &Target, plan: Plan) -> anyhow::Result<()> {
 fn is_for_good(target: &Target, change: &Change) -> bool {
     match change {
         Change::RemoveDirectory(_) | Change::RemoveTree(_) | Change::RemoveUser => true,
-        Change::Remove(path) => *path == target.record(),
+        Change::Remove(path) => *path == target.record() || is_left_over(path),
         _ => false,
     }
 }
@@ -63,7 +63,7 @@ fn remove_for_good(target: &Target, change: Change) -> anyhow::Result<()> {
         Change::RemoveDirectory(path) => remove_empty(&path).map(drop),
         Change::RemoveTree(path) => remove_tree(&path),
         Change::RemoveUser => remove_user(&target.user),
-        Change::Remove(record) => remove_file(&record),
+        Change::Remove(path) => remove_file(&path),
         // Done before.
         _ => Ok(()),
     }
@@ -361,6 +361,16 @@ impl Run<'_> {
 fn beside(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.sinew-{what}"))
+}
+
+/// Where a run that is killed may leave something of a file's.
+pub fn left_overs(path: &Path) -> [PathBuf; 2] {
+    [beside(path, "new"), beside(path, "old")]
+}
+
+fn is_left_over(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.starts_with(b".") && (name.ends_with(b".sinew-new") || name.ends_with(b".sinew-old"))
 }
 
 /// A link in its place is not followed.

@@ -4,6 +4,7 @@ use std::fs;
 
 use sandbox_launcher::wire::Leave;
 
+use super::apply::left_overs;
 use super::plan::{Change, Plan, is_there, user};
 use super::record::Record;
 use super::service::{
@@ -33,6 +34,11 @@ pub fn plan(args: &InstallArgs, target: &Target, record: &Record) -> anyhow::Res
             remains.files.insert(config.clone());
         } else {
             plan.changes.push(Change::Remove(file.clone()));
+        }
+    }
+    for path in record.files.iter().chain([&target.record()]).flat_map(|file| left_overs(file)) {
+        if is_there(&path)? {
+            plan.changes.push(Change::Remove(path));
         }
     }
     if is_booted() && !plan.changes.is_empty() {
