@@ -53,7 +53,7 @@ pub(crate) struct NewImage {
 
 impl NewImage {
     fn manifest(self, digest: &TreeDigest) -> Manifest {
-        Manifest {
+        let mut manifest = Manifest {
             format: MANIFEST_FORMAT,
             id: id_of(&digest.hex, self.config.as_ref()),
             name: self.name,
@@ -66,7 +66,9 @@ impl NewImage {
             packages: self.packages,
             source: self.source,
             config: self.config,
-        }
+        };
+        manifest.mark_format();
+        manifest
     }
 }
 
@@ -127,11 +129,11 @@ impl ImageStore {
         };
         let mut manifest = image.manifest;
         if holder.as_ref() != Some(&manifest.id) {
-            manifest.format = MANIFEST_FORMAT;
             manifest.aliases.retain(|alias| alias.name != again.name);
             manifest.aliases.push(Alias { name: again.name, since: again.built_at });
             let surplus = manifest.aliases.len().saturating_sub(ALIASES_MAX);
             manifest.aliases.drain(..surplus);
+            manifest.mark_format();
             write_manifest(&target, &manifest)?;
         }
         self.publish(&manifest, &target)?;
@@ -151,7 +153,7 @@ impl ImageStore {
             let Some(next) = manifest.aliases.last() else { return Ok(None) };
             manifest.name = next.name.clone();
         }
-        manifest.format = MANIFEST_FORMAT;
+        manifest.mark_format();
         write_manifest(image.dir(), &manifest)?;
         self.publish(&manifest, image.dir())?;
         Ok(Some(manifest.names().map(str::to_owned).collect()))

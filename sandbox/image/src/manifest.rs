@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ImageConfig, ImageSource};
 
-/// The format this program writes; a later one is refused by name, not misread.
+/// The latest format that this program knows; a later one is refused by name, not misread.
 pub(crate) const MANIFEST_FORMAT: u32 = 2;
 /// Before images could be imported: without source, configuration and aliases.
 pub(crate) const MANIFEST_FORMAT_OLDEST: u32 = 1;
@@ -57,6 +57,13 @@ pub struct Package {
 }
 
 impl Manifest {
+    /// Marks it with the oldest format that can say it: several versions of this program may share
+    /// a cache, as they do in the middle of an upgrade.
+    pub(crate) fn mark_format(&mut self) {
+        let says_more = self.source.is_some() || self.config.is_some() || !self.aliases.is_empty();
+        self.format = if says_more { MANIFEST_FORMAT } else { MANIFEST_FORMAT_OLDEST };
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let others = self.aliases.iter().map(|alias| &*alias.name);
         std::iter::once(&*self.name).chain(others.filter(|name| *name != self.name))
@@ -133,6 +140,29 @@ mod tests {
         let other = id_of(&hex, Some(&config));
         assert!(plain != other && is_image_id(other.as_str()));
         assert_eq!(other, id_of(&hex, Some(&config)));
+    }
+
+    #[test]
+    fn what_an_older_version_can_read_is_written_for_it() {
+        let mut manifest = Manifest {
+            format: 0,
+            id: ImageId::from("00"),
+            name: "debian".into(),
+            aliases: Vec::new(),
+            recipe: "by hand".into(),
+            checksum: "blake3:00".into(),
+            size_bytes: 1,
+            entries: 1,
+            built_at: Timestamp(1),
+            packages: Vec::new(),
+            source: None,
+            config: None,
+        };
+        manifest.mark_format();
+        assert_eq!(manifest.format, 1);
+        manifest.aliases.push(Alias { name: "again".into(), since: Timestamp(2) });
+        manifest.mark_format();
+        assert_eq!(manifest.format, 2);
     }
 
     #[test]
