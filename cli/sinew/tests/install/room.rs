@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -162,6 +162,15 @@ fn walk(root: &Path, directory: &Path, seen_as: &Path, found: &mut Listing) {
             walk(root, &path, seen_as, found);
         }
     }
+}
+
+/// A copy of the program in a directory that every user may walk into: a clone may be in one that
+/// is closed to others.
+pub fn for_everybody(dir: &Path) -> PathBuf {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = dir.join("sinew");
+    fs::copy(env!("CARGO_BIN_EXE_sinew"), &copy).unwrap();
+    copy
 }
 
 pub fn text(bytes: &[u8]) -> String {

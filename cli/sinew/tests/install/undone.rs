@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::room::{Listing, Room, text};
+use crate::room::{Listing, Room, for_everybody, text};
 use crate::service::INSTALL;
 
 /// Files, links and who is a user; directories are copied up by looking for something in them.
@@ -283,7 +283,8 @@ fn who_may_not_and_what_cannot_be_is_told_at_once() {
     }
     assert_eq!(state(&room), before);
 
-    let mut stranger = Command::new(env!("CARGO_BIN_EXE_sinew"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut stranger = Command::new(for_everybody(dir.path()));
     let output = stranger.args(["install", "--systemd"]).uid(65_533).gid(65_533).output().unwrap();
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");

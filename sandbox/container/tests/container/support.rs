@@ -253,11 +253,14 @@ fn make_image() -> Result<(), String> {
 /// Compiles `fixture/agent.rs` once for each test process.
 pub fn stand_in_agent() -> Result<Vec<u8>, String> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let target = directory.join(format!("stand-in-agent.{}", std::process::id()));
+    // Of its own: the compiler's intermediate files are named after the output alone.
+    let own = directory.join(format!("stand-in-agent.{}", std::process::id()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/container/fixture/agent.rs");
     let cached = directory.join("stand-in-agent");
     let age = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     if age(&cached) < age(&source) {
+        fs::create_dir_all(&own).map_err(|error| error.to_string())?;
+        let target = own.join("agent");
         let built = Command::new("rustc")
             .args(["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-o"])
             .arg(&target)
@@ -266,6 +269,7 @@ pub fn stand_in_agent() -> Result<Vec<u8>, String> {
             .map_err(|error| format!("rustc: {error}"))?;
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         fs::rename(&target, &cached).map_err(|error| error.to_string())?;
+        fs::remove_dir_all(&own).map_err(|error| error.to_string())?;
     }
     fs::read(&cached).map_err(|error| error.to_string())
 }
